@@ -1,0 +1,82 @@
+"""Noise of a step: exponential draws from a counter, and what each policy makes of them.
+
+Every policy's randomness is a fixed number of independent Exponential(1) draws a step, turned into
+Gumbel, normal, Gamma or uniform variates by their inverse distribution functions. So a step is a
+pure function of logits and noise, and a sequence's noise depends on its seed alone: not on the
+batch it runs in, the device, or the engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 64  # steps drawn at a time
+
+
+class NoiseStream:
+    """Exponential draws of one sequence, step after step.
+
+    Philox is a counter-based generator: (seed, sequence, step) alone decide a draw.
+
+    Args:
+        seed: Seed of the rollout, in [0, 2^64).
+        sequence: Index of the sequence in the rollout, in [0, 2^64).
+        width: Draws a step.
+    """
+
+    def __init__(self, seed: int, sequence: int, width: int) -> None:
+        self._uniform = np.random.Generator(
+            np.random.Philox(key=np.array([seed, sequence], dtype=np.uint64))
+        )
+        self._width = width
+        self._block = np.empty((0, width))
+        self._used = 0
+
+    def next(self) -> np.ndarray:
+        """[width] float64 Exponential(1) draws of the next step."""
+        if self._used == len(self._block):
+            self._block = -np.log1p(-self._uniform.random((_BLOCK, self._width)))
+            self._used = 0
+        self._used += 1
+        return self._block[self._used - 1]
+
+
+def uniform(exponential: Tensor) -> Tensor:
+    """U(0, 1) variates in [0, 1): the exponential distribution function of the draws."""
+    return -torch.expm1(-exponential)
+
+
+def gumbel(exponential: Tensor) -> Tensor:
+    """Gumbel(0, 1) variates: -log of the draws (as the authors draw them)."""
+    return -torch.log(exponential)
+
+
+def normal(exponential: Tensor) -> Tensor:
+    """N(0, 1) variates."""
+    return torch.special.ndtri(uniform(exponential.double()).clamp(1e-300, 1 - 1e-16))
+
+
+def gamma(concentration: Tensor, exponential: Tensor) -> Tensor:
+    """Gamma(concentration, 1) variates by bisection of the log-quantile, in float64.
+
+    Args:
+        concentration: Shape parameters, >= 0; 0 gives 0.
+        exponential: Exponential(1) draws of the same shape.
+
+    Returns:
+        Variates of the same shape, >= 1e-30 where the concentration is positive (a Gamma with a
+        small shape underflows; the authors' sampler has the same floor).
+    """
+    shape = concentration.double()
+    target = uniform(exponential.double())
+    low = torch.full_like(shape, np.log(1e-30))
+    high = torch.full_like(shape, np.log(1e4)) + shape.clamp_min(1.0).log()
+    positive = shape > 0
+    safe_shape = torch.where(positive, shape, 1.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(safe_shape, middle.exp()) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(positive, ((low + high) / 2).exp(), 0.0)

@@ -1,0 +1,200 @@
+"""The policies of a thinking step: what is drawn, what is fed to the model, what its density is.
+
+One class each, one interface: ``draw`` makes the recorded scores from the support and the noise,
+``weights`` turns recorded scores into the mixture (at the rollout and again at the replay), and
+``densities`` names the log-densities that are exact or published for those scores, the default
+first. The formulas are in ``softgrpo.thinking.densities``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from softgrpo.thinking import noise as noises
+from softgrpo.thinking.config import PolicyName, ThinkingConfig
+from softgrpo.thinking.densities import DensityName, Reduction, log_density
+from softgrpo.thinking.support import Support
+
+
+class ThinkingPolicy(ABC):
+    """How a support becomes a recorded step, and a recorded step a mixture."""
+
+    densities: ClassVar[tuple[DensityName, ...]]
+
+    def noise_width(self, num_columns: int, hidden_size: int) -> int:
+        """Exponential draws a step needs."""
+        return num_columns
+
+    @abstractmethod
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        """Scores [N, K] float32 to record, from noise [N, width] of Exponential(1) draws."""
+
+    @abstractmethod
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        """Mixture weights [N, K] from recorded scores and support mask; 0 outside the support."""
+
+    def log_prob(
+        self,
+        logits: Tensor,
+        scores: Tensor,
+        support: Tensor,
+        config: ThinkingConfig,
+        *,
+        density: DensityName | None = None,
+        reduction: Reduction = "masked_mean",
+    ) -> Tensor:
+        """Log-density [N] (nats) of recorded scores under the columns' logits / T [N, K].
+
+        Raises:
+            ValueError: The density is none of this policy's.
+        """
+        return log_density(
+            logits,
+            scores,
+            support,
+            density=check_density(config.policy, density),
+            reduction=reduction,
+            noise_clamp=config.noise_clamp,
+            prob_floor=config.prob_floor,
+            alpha=config.alpha,
+            sigma=config.sigma,
+        )
+
+
+class Discrete(ThinkingPolicy):
+    """One token, sampled from the support by inversion; its log-density is the log-softmax."""
+
+    densities = ("token",)
+
+    def noise_width(self, num_columns: int, hidden_size: int) -> int:
+        return 1
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        column = invert_cdf(support.probs, noise)
+        return torch.zeros_like(support.probs).scatter(-1, column, 1.0)
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        return scores
+
+
+class Soft(ThinkingPolicy):
+    """Vanilla soft thinking: the weights are the support's probabilities. Nothing is drawn."""
+
+    densities = ("none",)
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        return support.probs
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        return scores.masked_fill(~support, 0.0)
+
+
+class Gumbel(ThinkingPolicy):
+    """Gumbel-Softmax (Eq. 9): g' = log p + Gumbel noise, weights softmax(g' / tau).
+
+    Columns outside the support keep a score, log(prob_floor) + noise, which only the authors'
+    masked mean looks at (deviation [4]); their weight is 0.
+    """
+
+    densities = ("gumbel", "concrete", "argmax")
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        floor = max(config.prob_floor, torch.finfo(torch.float32).tiny)
+        log_probs = torch.log((support.probs + config.prob_floor).clamp_min(floor))
+        gumbel = noises.gumbel(noise)
+        if config.noise_clamp is not None:
+            gumbel = gumbel.clamp(*config.noise_clamp)
+        return log_probs + gumbel
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        tau = config.tau
+        tau = tau.unsqueeze(-1) if isinstance(tau, Tensor) and tau.dim() == 1 else tau
+        return torch.softmax((scores / tau).masked_fill(~support, -torch.inf), dim=-1)
+
+
+class Dirichlet(ThinkingPolicy):
+    """w ~ Dirichlet(alpha * p), drawn as normalised Gamma(alpha * p, 1), which are recorded."""
+
+    densities = ("dirichlet",)
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        return noises.gamma(support.probs * config.alpha, noise).to(support.probs.dtype)
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        scores = scores.masked_fill(~support, 0.0)
+        return scores / scores.sum(-1, keepdim=True)
+
+
+class Gaussian(ThinkingPolicy):
+    """w = normalise(p + N(0, sigma^2)) on the support. As published, a weight can be negative."""
+
+    densities = ("gaussian",)
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        noisy = support.probs + config.sigma * noises.normal(noise).to(support.probs.dtype)
+        return noisy.masked_fill(~support.mask, 0.0)
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        scores = scores.masked_fill(~support, 0.0)
+        return scores / scores.sum(-1, keepdim=True)
+
+
+class EmbeddingGaussian(ThinkingPolicy):
+    """The mixture's embedding + N(0, sigma^2 I) (Butt et al. 2509.19170).
+
+    The scores are the mixture's weights; the noise itself, [N, D], rides in the trace.
+    """
+
+    densities = ("embedding_gaussian",)
+
+    def noise_width(self, num_columns: int, hidden_size: int) -> int:
+        return hidden_size
+
+    def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        return support.probs
+
+    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
+        return scores.masked_fill(~support, 0.0)
+
+    def embedding_noise(self, noise: Tensor, config: ThinkingConfig) -> Tensor:
+        """[N, D] float32 noise added to the embedding, from [N, D] Exponential(1) draws."""
+        return (config.sigma * noises.normal(noise)).float()
+
+
+POLICIES: dict[PolicyName, ThinkingPolicy] = {
+    "discrete": Discrete(),
+    "soft": Soft(),
+    "gumbel": Gumbel(),
+    "dirichlet": Dirichlet(),
+    "gaussian": Gaussian(),
+    "embedding_gaussian": EmbeddingGaussian(),
+}
+
+
+def check_density(policy: PolicyName, density: DensityName | None) -> DensityName:
+    """The density to train a policy with: its default where None is asked for.
+
+    Raises:
+        ValueError: The density is none of the policy's.
+    """
+    known = POLICIES[policy].densities
+    if density is None:
+        return known[0]
+    if density not in known:
+        raise ValueError(f"density={density!r}: policy {policy!r} has {list(known)}")
+    return density
+
+
+def invert_cdf(probs: Tensor, exponential: Tensor) -> Tensor:
+    """Sample a column by inversion: [N, 1] int64 from probs [N, K] and Exponential(1) draws [N, 1].
+
+    ``probs`` need not be normalised. A column of probability 0 is never returned.
+    """
+    cdf = probs.cumsum(-1)
+    # Below 1 in float32 too, or rounding could step past the last column that has mass.
+    u = noises.uniform(exponential.double()).clamp_max(1 - 2.0**-24).to(cdf.dtype)
+    return torch.searchsorted(cdf, u * cdf[..., -1:], right=True)

@@ -1,0 +1,121 @@
+"""One thinking step: logits in, the recorded step out. Pure; knows no model and no sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
+from softgrpo.thinking.support import select_support
+
+
+@dataclass(frozen=True)
+class SoftStep:
+    """What a step drew. Columns in order of falling weight; column 0 is the reported token.
+
+    Attributes:
+        ids: [N, K] int64 token ids.
+        scores: [N, K] float, what was drawn (see the policy). Recorded for the replay.
+        weights: [N, K] float, the mixture; sums to 1, 0 outside the support.
+        support: [N, K] bool.
+        entropy: [N] float, nats, of the support's distribution (not of the drawn weights).
+        embedding_noise: [N, D] float32 for policy ``embedding_gaussian``, else None.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    weights: Tensor
+    support: Tensor
+    entropy: Tensor
+    embedding_noise: Tensor | None = None
+
+
+def draw_step(
+    logits: Tensor,
+    config: ThinkingConfig,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> SoftStep:
+    """Draw one step of every row (Eq. 9 for policy ``gumbel``).
+
+    Args:
+        logits: [N, V] float, raw logits of the next token.
+        config: The policy and its sampling; values may be tensors [N].
+        noise: Exponential(1) draws: [N, K] for the columns in order of falling probability;
+            [N, 1] for policy ``discrete``; [N, D] for ``embedding_gaussian``, D the hidden size.
+            None draws it here.
+        generator: Source of the draws when noise is None.
+
+    Returns:
+        A SoftStep; K is the largest top_k (1 for policy ``discrete``).
+
+    Raises:
+        ValueError: noise has the wrong width, or is missing for ``embedding_gaussian``.
+    """
+    policy = POLICIES[config.policy]
+    if config.policy == "discrete":
+        return _draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))
+    support = select_support(logits, config)
+    num_columns = support.ids.shape[-1]
+    if isinstance(policy, EmbeddingGaussian):
+        if noise is None:
+            raise ValueError("policy 'embedding_gaussian' needs noise [N, D], D the hidden size")
+        embedding_noise = policy.embedding_noise(noise, config)
+        scores = policy.draw(support, noise, config)
+    else:
+        embedding_noise = None
+        noise = _noise(noise, (len(logits), num_columns), logits, generator)
+        scores = policy.draw(support, noise.to(support.probs.dtype), config)
+    weights = policy.weights(scores, support.mask, config)
+    # Stable, and by weight alone, as the authors sort: ties (weights of 0) keep probability order.
+    # The support goes first even where a weight of it underflows or (Gaussian) is negative.
+    by_weight = torch.argsort(
+        torch.where(support.mask, weights, -torch.inf), dim=-1, descending=True, stable=True
+    )
+    return SoftStep(
+        ids=support.ids.gather(-1, by_weight),
+        scores=scores.gather(-1, by_weight),
+        weights=weights.gather(-1, by_weight),
+        support=support.mask.gather(-1, by_weight),
+        entropy=support.entropy,
+        embedding_noise=embedding_noise,
+    )
+
+
+def _draw_token(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftStep:
+    """An ordinary token. Without top-k and top-p no sort of the vocabulary is needed."""
+    whole_vocabulary = config.top_k is None and not isinstance(config.top_p, Tensor)
+    if whole_vocabulary and config.top_p == 1:
+        temperature = torch.as_tensor(config.temperature, device=logits.device)
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        probs = torch.softmax(scaled / temperature.reshape(-1, 1), dim=-1)
+        min_p = torch.as_tensor(config.min_p, dtype=probs.dtype, device=logits.device)
+        if bool((min_p > 0).any()):
+            low = probs.amax(-1, keepdim=True) * min_p.reshape(-1, 1)
+            probs = probs.masked_fill(probs < low, 0.0)
+        ids = invert_cdf(probs, noise)
+        entropy = -torch.special.xlogy(probs, probs).sum(-1)
+    else:
+        support = select_support(logits, config)
+        ids = support.ids.gather(-1, invert_cdf(support.probs, noise))
+        entropy = support.entropy
+    one = torch.ones_like(ids, dtype=entropy.dtype)
+    return SoftStep(ids, torch.zeros_like(one), one, one.bool(), entropy)
+
+
+def _noise(
+    noise: Tensor | None,
+    shape: tuple[int, int],
+    logits: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if noise is None:
+        draws = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        return draws.exponential_(generator=generator)
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise has shape {list(noise.shape)}, this step needs {list(shape)}")
+    return noise.to(logits.device)

@@ -1,0 +1,75 @@
+"""Logits -> the support of a step: temperature, top-k, top-p, min-p, in the authors' order.
+
+It does not sample. The softmax is taken over the top-k columns only: renormalising cancels the
+rest of the vocabulary, so no [N, V] softmax is ever needed where top_k is set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softgrpo.thinking.config import ThinkingConfig
+
+
+@dataclass(frozen=True)
+class Support:
+    """The columns a step may mix, in order of falling probability.
+
+    Attributes:
+        ids: [N, K] int64, token ids. Columns outside the support are the next most likely ids.
+        probs: [N, K] float, renormalised over the support; 0 outside it.
+        mask: [N, K] bool, the support.
+    """
+
+    ids: Tensor
+    probs: Tensor
+    mask: Tensor
+
+    @property
+    def entropy(self) -> Tensor:
+        """[N] entropy of the support's distribution, in nats."""
+        return -torch.special.xlogy(self.probs, self.probs).sum(-1)
+
+
+def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
+    """Keep the top-k, of those the top-p nucleus, of those what passes min-p.
+
+    Args:
+        logits: [N, V] float, raw logits of the step.
+        config: Its temperature, top_k, top_p and min_p, plain or [N]; top_k None keeps V columns.
+
+    Returns:
+        A Support with K = the largest top_k columns.
+    """
+    top_k = logits.shape[-1] if config.top_k is None else config.top_k
+    num_columns = int(top_k.max()) if isinstance(top_k, Tensor) else top_k
+    values, ids = torch.topk(_upcast(logits), num_columns, dim=-1)
+    scaled = values / _column(config.temperature)
+    if isinstance(top_k, Tensor):
+        in_top_k = torch.arange(num_columns, device=logits.device) < _column(top_k)
+    else:
+        in_top_k = torch.ones_like(scaled, dtype=torch.bool)
+    probs = torch.softmax(scaled.masked_fill(~in_top_k, -torch.inf), dim=-1)
+
+    top_p = _column(torch.as_tensor(config.top_p, dtype=probs.dtype, device=probs.device))
+    before = probs.cumsum(-1) - probs
+    # At top_p = 1 nothing is cut: rounding may carry the running sum past 1.
+    mask = in_top_k & ((before <= top_p) | (top_p >= 1))
+    probs = probs.masked_fill(~mask, 0.0)
+
+    min_p = _column(torch.as_tensor(config.min_p, dtype=probs.dtype, device=probs.device))
+    mask = mask & (probs >= probs[..., :1] * min_p)
+    probs = probs.masked_fill(~mask, 0.0)
+    return Support(ids=ids, probs=probs / probs.sum(-1, keepdim=True), mask=mask)
+
+
+def _column(value: float | Tensor) -> float | Tensor:
+    """A per-row setting as a column that broadcasts over K; numbers stay numbers."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() == 1 else value
+
+
+def _upcast(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,187 @@
+"""The trace: what a rollout records and a replay needs. The one object that crosses every wall.
+
+Batch first, padded with zeros. It holds no text, no reward and no model: an engine makes it, the
+trainer replays it, a file keeps it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from softgrpo.thinking.config import ThinkingConfig
+
+_TENSORS = ("ids", "scores", "support", "is_soft", "lengths", "embedding_noise")
+_FORMAT = "softgrpo.trace.v1"
+
+
+@dataclass(frozen=True)
+class SoftTrace:
+    """Recorded steps of B sequences, padded to T steps.
+
+    Attributes:
+        ids: [B, T, K] int32, support token ids by falling weight; column 0 is the reported token.
+        scores: [B, T, K] float32, what was drawn: g' (Gumbel), Gamma draws (Dirichlet), noisy
+            probabilities (Gaussian), probabilities (the other soft policies); 0 at tokens.
+        support: [B, T, K] bool, the columns in the support when drawn. At an ordinary token only
+            column 0; all False at a forced token, which nobody drew, and at padding.
+        is_soft: [B, T] bool. False: an ordinary token in column 0.
+        lengths: [B] int32, generated steps, the ending token included.
+        embedding_noise: [B, T, D] float32 for policy ``embedding_gaussian``, else None.
+        settings: What the replay must share (ThinkingConfig.replay_settings).
+        source: Where it came from (engine, model, seed, ...); informative.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    support: Tensor
+    is_soft: Tensor
+    lengths: Tensor
+    embedding_noise: Tensor | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+    source: dict[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the padded number of steps."""
+        return self.ids.shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, T] bool, True at generated steps."""
+        return torch.arange(self.num_steps, device=self.ids.device) < self.lengths[:, None]
+
+    @property
+    def is_forced(self) -> Tensor:
+        """[B, T] bool, tokens that were put there (a marker at the budget), not drawn."""
+        return self.mask & ~self.support[..., 0]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The reported token ids of each sequence, without padding."""
+        pairs = zip(self.ids[..., 0].tolist(), self.lengths.tolist(), strict=True)
+        return [row[:length] for row, length in pairs]
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> SoftTrace:
+        """The trace of some rows (a slice or a list of indices), padding kept."""
+        if isinstance(rows, int):
+            raise TypeError("index a trace with a slice or a list: it stays a batch")
+        return self._map(lambda x: x[rows])
+
+    def split(self, size: int) -> list[SoftTrace]:
+        """Consecutive traces of at most ``size`` rows."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def pad(self, num_steps: int) -> SoftTrace:
+        """Pad to T = num_steps; ValueError when a sequence is longer."""
+        longest = int(self.lengths.max()) if len(self) else 0
+        if num_steps < longest:
+            raise ValueError(f"num_steps={num_steps}: a sequence has {longest} steps")
+        extra = num_steps - self.num_steps
+
+        def resize(x: Tensor) -> Tensor:
+            if x.dim() == 1:
+                return x
+            return F.pad(x, (0, 0) * (x.dim() - 2) + (0, extra))  # a negative pad trims
+
+        return self._map(resize)
+
+    @staticmethod
+    def cat(traces: Sequence[SoftTrace]) -> SoftTrace:
+        """One trace of all rows, padded to the longest; the settings must agree."""
+        first = traces[0]
+        for other in traces[1:]:
+            if other.settings != first.settings:
+                raise ValueError(f"settings differ: {first.settings} and {other.settings}")
+        num_steps = max(trace.num_steps for trace in traces)
+        padded = [trace.pad(num_steps) for trace in traces]
+        columns: dict[str, Any] = {}
+        for name in _TENSORS:
+            parts = [getattr(trace, name) for trace in padded]
+            columns[name] = None if parts[0] is None else torch.cat(parts)
+        return SoftTrace(**columns, settings=first.settings, source=first.source)
+
+    def to(self, device: torch.device | str) -> SoftTrace:
+        return self._map(lambda x: x.to(device))
+
+    def require(self, config: ThinkingConfig) -> None:
+        """Refuse a replay under settings other than the rollout's.
+
+        Raises:
+            ValueError: Names each setting that differs, with both values.
+        """
+        wanted = config.replay_settings()
+        differing = {
+            name: (self.settings.get(name), value)
+            for name, value in wanted.items()
+            if self.settings.get(name) != value
+        }
+        if differing:
+            listed = ", ".join(
+                f"{k}: drawn with {a}, replayed with {b}" for k, (a, b) in differing.items()
+            )
+            raise ValueError(f"the trace was drawn under other settings ({listed})")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, without those that are None."""
+        values = {name: getattr(self, name) for name in _TENSORS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; settings and source go to its header as JSON."""
+        from safetensors.torch import save_file
+
+        header = {"settings": json.dumps(self.settings), "source": json.dumps(self.source)}
+        tensors = {name: value.contiguous() for name, value in self.tensors().items()}
+        save_file(tensors, str(path), metadata={"format": _FORMAT, **header})
+
+    @staticmethod
+    def load(path: str | Path) -> SoftTrace:
+        """Read what ``save`` wrote; ValueError when the file is no trace."""
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT:
+                raise ValueError(f"{path} is no trace ({_FORMAT}): its header has {sorted(header)}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return SoftTrace(
+            **tensors,
+            settings=json.loads(header["settings"]),
+            source=json.loads(header["source"]),
+        )
+
+    def _map(self, function) -> SoftTrace:  # noqa: ANN001
+        tensors = {name: function(value) for name, value in self.tensors().items()}
+        return SoftTrace(**tensors, settings=self.settings, source=self.source)
+
+
+def from_tokens(
+    completions: Iterable[Sequence[int]], config: ThinkingConfig, num_columns: int = 1
+) -> SoftTrace:
+    """The trace of ordinary completions: token ids only, nothing soft."""
+    rows = [torch.as_tensor(row, dtype=torch.int32) for row in completions]
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    ids = torch.zeros(len(rows), int(lengths.max()), num_columns, dtype=torch.int32)
+    support = torch.zeros_like(ids, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens), 0] = tokens
+        support[row, : len(tokens), 0] = True
+    return SoftTrace(
+        ids=ids,
+        scores=torch.zeros(ids.shape),
+        support=support,
+        is_soft=torch.zeros(ids.shape[:2], dtype=torch.bool),
+        lengths=lengths,
+        settings=config.replay_settings(),
+    )
