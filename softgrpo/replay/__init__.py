@@ -1,0 +1,30 @@
+"""A trace under a model: inputs rebuilt, log-densities of the recorded steps."""
+
+from softgrpo.replay.embeddings import build_inputs_embeds, mix
+from softgrpo.replay.forward import add_replay, position_ids, replay
+from softgrpo.replay.head import OutputHead, check_model
+from softgrpo.replay.logps import (
+    Objective,
+    Replayed,
+    logps_from_hidden,
+    logps_from_logits,
+    replay_steps,
+)
+from softgrpo.replay.packing import check_packing, pack
+
+__all__ = [
+    "Objective",
+    "OutputHead",
+    "Replayed",
+    "add_replay",
+    "build_inputs_embeds",
+    "check_model",
+    "check_packing",
+    "logps_from_hidden",
+    "logps_from_logits",
+    "mix",
+    "pack",
+    "position_ids",
+    "replay",
+    "replay_steps",
+]

@@ -1,0 +1,285 @@
+"""Recorded steps under a model: hidden states or logits + trace -> per-step log-densities.
+
+At a soft step only the recorded columns of the head are computed: renormalising over them cancels
+the full-vocabulary log-sum-exp. At an ordinary token the log-softmax is taken in chunks of tokens.
+So no [tokens, V] tensor ever exists at soft steps, nor a whole one anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from softgrpo.replay.head import OutputHead
+from softgrpo.thinking import densities
+from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.densities import DensityName, Reduction
+
+_CHUNK_ELEMENTS = 2**26  # logits alive at a time at ordinary tokens: 256 MiB in float32
+
+
+class Replayed(NamedTuple):
+    """Per-step results, flat over steps: logps [N] and entropies [N], both in nats."""
+
+    logps: Tensor
+    entropies: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which log-density is trained, and the settings of the rollout it needs.
+
+    Attributes:
+        density: See softgrpo.thinking.densities.
+        reduction: ``masked_mean`` (authors) or ``sum``.
+        temperature: Of the thinking steps' logits.
+        answer_temperature: Of the ordinary tokens' logits.
+        noise_clamp, prob_floor, alpha, sigma: See ThinkingConfig.
+    """
+
+    density: DensityName = "gumbel"
+    reduction: Reduction = "masked_mean"
+    temperature: float = 1.0
+    answer_temperature: float = 1.0
+    noise_clamp: tuple[float, float] | None = (-1.5, 3.0)
+    prob_floor: float = 1e-6
+    alpha: float = 1.0
+    sigma: float = 0.05
+
+    @classmethod
+    def of(
+        cls, config: ThinkingConfig, density: DensityName, reduction: Reduction = "masked_mean"
+    ) -> Objective:
+        """The objective of a rollout's config under a density."""
+        return cls(
+            density=density,
+            reduction=reduction,
+            temperature=float(config.temperature),
+            answer_temperature=float(config.answer.temperature),
+            noise_clamp=config.noise_clamp,
+            prob_floor=config.prob_floor,
+            alpha=config.alpha,
+            sigma=config.sigma,
+        )
+
+
+def logps_from_logits(
+    logits: Tensor,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    is_soft: Tensor,
+    *,
+    temperature: float = 1.0,
+    density: DensityName = "gumbel",
+    reduction: Reduction = "masked_mean",
+    answer_temperature: float | None = None,
+    noise_clamp: tuple[float, float] | None = (-1.5, 3.0),
+    prob_floor: float = 1e-6,
+    alpha: float = 1.0,
+    sigma: float = 0.05,
+    embedding_noise: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Log-densities of recorded steps from full logits: the reference way.
+
+    Args:
+        logits: [N, V] float, raw logits of the step, with gradient.
+        ids: [N, K] int, recorded columns; column 0 is the token of an ordinary step.
+        scores: [N, K] float, recorded scores.
+        support: [N, K] bool.
+        is_soft: [N] bool; False takes log softmax(logits / answer_temperature) of ids[:, 0].
+        temperature: Of the soft steps.
+        density, reduction: See softgrpo.thinking.densities.
+        answer_temperature: Of the ordinary tokens; None: temperature.
+        noise_clamp, prob_floor, alpha, sigma: See ThinkingConfig.
+        embedding_noise: [N, D], density ``embedding_gaussian`` only.
+        embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
+
+    Returns:
+        [N] float32 (float64 for float64 logits), nats.
+    """
+    objective = Objective(
+        density=density,
+        reduction=reduction,
+        temperature=temperature,
+        answer_temperature=temperature if answer_temperature is None else answer_temperature,
+        noise_clamp=noise_clamp,
+        prob_floor=prob_floor,
+        alpha=alpha,
+        sigma=sigma,
+    )
+    return replay_logits(logits, ids, scores, support, is_soft, objective, embedding_noise, embed)
+
+
+def logps_from_hidden(
+    hidden: Tensor,
+    head: OutputHead | nn.Linear,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    is_soft: Tensor,
+    *,
+    temperature: float = 1.0,
+    answer_temperature: float | None = None,
+    embedding_noise: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+    **options: object,
+) -> Tensor:
+    """As ``logps_from_logits``, from hidden states [N, D] and a head, without [N, V] logits."""
+    objective = Objective(
+        temperature=temperature,
+        answer_temperature=temperature if answer_temperature is None else answer_temperature,
+        **options,  # type: ignore[arg-type]
+    )
+    if isinstance(head, nn.Linear):
+        head = OutputHead.of(head)
+    return replay_steps(
+        hidden, head, ids, scores, support, is_soft, objective, embedding_noise, embed
+    ).logps
+
+
+def replay_logits(
+    logits: Tensor,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    is_soft: Tensor,
+    objective: Objective,
+    embedding_noise: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """As ``logps_from_logits``, with its settings as an Objective."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logps = logits.new_zeros(len(logits))
+    if bool(is_soft.any()):
+        columns = logits[is_soft].gather(-1, ids[is_soft].long())
+        noise = None if embedding_noise is None else embedding_noise[is_soft]
+        replayed = _soft_steps(
+            columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed
+        )
+        logps = logps.masked_scatter(is_soft, replayed.logps)
+    if not bool(is_soft.all()):
+        scaled = logits[~is_soft] / objective.answer_temperature
+        token = ids[~is_soft][:, :1].long()
+        logps = logps.masked_scatter(
+            ~is_soft, torch.log_softmax(scaled, dim=-1).gather(-1, token).squeeze(-1)
+        )
+    return logps
+
+
+def replay_steps(
+    hidden: Tensor,
+    head: OutputHead,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    is_soft: Tensor,
+    objective: Objective,
+    embedding_noise: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Replayed:
+    """Log-densities and entropies of N recorded steps.
+
+    Args:
+        hidden: [N, D] float, the hidden state that predicts each step, with gradient.
+        head: The model's output head.
+        ids, scores, support, is_soft: As in logps_from_logits.
+        objective: The density and its settings.
+        embedding_noise, embed: Density ``embedding_gaussian`` only.
+
+    Returns:
+        Replayed: at a soft step the entropy is that of the support, at a token the vocabulary's.
+        Both carry a gradient.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    # Rooted in hidden, so that a micro-batch with nothing to score still has a graph.
+    logps = hidden.new_zeros(len(hidden), dtype=dtype) + hidden.sum() * 0
+    entropies = torch.zeros_like(logps)
+    if bool(is_soft.any()):
+        columns = head.logits_at(hidden[is_soft], ids[is_soft])
+        noise = None if embedding_noise is None else embedding_noise[is_soft]
+        soft = _soft_steps(
+            columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed
+        )
+        logps = logps.masked_scatter(is_soft, soft.logps.to(dtype))
+        entropies = entropies.masked_scatter(is_soft, soft.entropies.to(dtype))
+    if not bool(is_soft.all()):
+        tokens = _tokens(
+            hidden[~is_soft], head, ids[~is_soft][:, 0].long(), objective.answer_temperature
+        )
+        logps = logps.masked_scatter(~is_soft, tokens.logps.to(dtype))
+        entropies = entropies.masked_scatter(~is_soft, tokens.entropies.to(dtype))
+    return Replayed(logps, entropies)
+
+
+def _soft_steps(
+    columns: Tensor,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    objective: Objective,
+    embedding_noise: Tensor | None,
+    embed: Callable[[Tensor], Tensor] | None,
+) -> Replayed:
+    logits = columns / objective.temperature
+    entropies = densities.support_entropy(logits, support)
+    if objective.density == "embedding_gaussian":
+        if embedding_noise is None or embed is None:
+            raise ValueError("density 'embedding_gaussian' needs embedding_noise and embed")
+        with torch.no_grad():
+            embeddings = embed(ids.long())
+        logps = densities.embedding_gaussian(
+            logits,
+            scores,
+            support,
+            embedding_noise,
+            embeddings,
+            objective.sigma,
+            objective.reduction,
+        )
+    else:
+        logps = densities.log_density(
+            logits,
+            scores,
+            support,
+            density=objective.density,
+            reduction=objective.reduction,
+            noise_clamp=objective.noise_clamp,
+            prob_floor=objective.prob_floor,
+            alpha=objective.alpha,
+            sigma=objective.sigma,
+        )
+    return Replayed(logps, entropies)
+
+
+def _tokens(hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float) -> Replayed:
+    """Chunked log-softmax; a chunk's logits are recomputed in the backward pass, not kept."""
+    size = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
+    parts = []
+    for start in range(0, len(hidden), size):
+        chunk = slice(start, start + size)
+        if torch.is_grad_enabled() and len(hidden) > size:
+            part = checkpoint(
+                _token_chunk, hidden[chunk], head, labels[chunk], temperature, use_reentrant=False
+            )
+        else:
+            part = _token_chunk(hidden[chunk], head, labels[chunk], temperature)
+        parts.append(part)
+    logps, entropies = zip(*parts, strict=True)
+    return Replayed(torch.cat(logps), torch.cat(entropies))
+
+
+def _token_chunk(
+    hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head.logits(hidden) / temperature
+    log_sum = torch.logsumexp(logits, dim=-1)
+    logps = logits.gather(-1, labels[:, None]).squeeze(-1) - log_sum
+    entropies = log_sum - (torch.softmax(logits, dim=-1) * logits).sum(-1)
+    return logps, entropies
