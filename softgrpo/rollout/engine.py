@@ -1,0 +1,78 @@
+"""What every rollout engine takes and gives. It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from softgrpo.replay.logps import Objective
+from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.phases import ThinkingEnd
+from softgrpo.thinking.trace import SoftTrace
+
+FinishReason = Literal["stop", "length"]
+
+
+class NonFiniteLogitsError(RuntimeError):
+    """The model's logits are NaN or infinite: nothing can be sampled from them."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated sequence.
+
+    Attributes:
+        prompt_ids: The prompt's token ids.
+        token_ids: The reported token of each of the T steps, the ending token included.
+        text: They, decoded without special tokens.
+        trace: The T recorded steps, one row.
+        logps: T log-densities in nats under the objective asked for, else None.
+        finish_reason: ``stop`` at an end-of-sequence token, ``length`` at the limit.
+        thinking_ended_by: ``marker``, ``budget`` or ``cold_stop``; None when it never ended.
+    """
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    trace: SoftTrace
+    logps: list[float] | None
+    finish_reason: FinishReason
+    thinking_ended_by: ThinkingEnd | None
+
+
+class RolloutEngine(Protocol):
+    """Prompts in, rollouts out."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: ThinkingConfig,
+        *,
+        max_new_tokens: int,
+        num_generations: int = 1,
+        seed: int = 0,
+        first_sequence: int = 0,
+        objective: Objective | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Rollout]:
+        """Sample ``num_generations`` sequences of every prompt.
+
+        Args:
+            prompts: Token ids. Equal prompts share one prefill.
+            config: How to think and how to answer.
+            max_new_tokens: Limit of generated steps, thinking and answer together.
+            num_generations: Samples of each prompt.
+            seed: With a sequence's index it decides its noise, whatever else is in the batch.
+            first_sequence: Index of the first sequence, where a larger rollout is made in parts.
+            objective: The log-density to report with each step; None reports none.
+            progress: Called with the number of sequences that have just finished.
+
+        Returns:
+            len(prompts) * num_generations rollouts, the samples of a prompt side by side.
+
+        Raises:
+            ValueError: A prompt is empty or longer than the context leaves room for.
+            NonFiniteLogitsError: Names the step at which the logits were not finite.
+        """
+        ...
