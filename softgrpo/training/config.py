@@ -1,0 +1,170 @@
+"""SofTGRPOConfig: TRL's GRPOConfig and what SofT-GRPO adds to it. Values only, no model.
+
+The fields of thinking have ThinkingConfig's names. TRL's own ``temperature``, ``top_k``, ``top_p``
+and ``min_p`` are those of the thinking steps (of every token for policy ``discrete``); the answer
+has its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from trl import GRPOConfig
+
+from softgrpo.replay.logps import Objective
+from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.policies import check_density
+
+# What GRPOTrainer can do and this trainer cannot (yet): field, value that switches it off, why.
+_UNSUPPORTED = (
+    ("use_vllm", False, "its sampler would have to think softly; rollouts are in process"),
+    ("use_transformers_continuous_batching", False, "it cannot feed embeddings"),
+    ("repetition_penalty", 1.0, "a density under it is not defined"),
+    ("generation_kwargs", None, "generation is softgrpo's; use the fields of this config"),
+    ("cache_implementation", None, "the rollout engine has its own cache"),
+    ("cast_lm_head_to_fp32", False, "soft steps are scored in float32 already"),
+    ("use_liger_kernel", False, "it replaces the model's forward"),
+)
+
+
+@dataclass
+class SofTGRPOConfig(GRPOConfig):
+    """Configuration of SofTGRPOTrainer.
+
+    Every field of GRPOConfig is inherited. Defaults that differ are the published SofT-GRPO
+    settings (arXiv 2511.06411): beta .001, dual clip 3 (TRL's ``delta``, which is PPO's dual clip).
+
+    Attributes:
+        policy, temperature, top_k, top_p, min_p, tau, prob_floor, noise_clamp, alpha, sigma,
+            answer_temperature, answer_top_k, answer_top_p, answer_min_p, think_end,
+            max_think_tokens, cold_stop_entropy, cold_stop_steps: See ThinkingConfig.
+        density: The log-density that is trained; None: the policy's default (``gumbel`` for
+            ``gumbel``). See softgrpo.thinking.densities.
+        reduction: ``masked_mean`` (the authors' code, the default) or ``sum``.
+        rollout_dtype: ``model``, or a dtype in which a copy of the model makes the rollouts.
+        rollout_batch_size: Sequences decoded together.
+        share_prompts: Compute what the prompts of a micro-batch have in common once (the same
+            numbers, fewer tokens); needs sdpa or eager attention and full-attention layers.
+
+    Raises:
+        ValueError: A field is out of its range or not supported; the message names it.
+    """
+
+    beta: float = field(
+        default=0.001, metadata={"help": "KL coefficient; 0 loads no reference model."}
+    )
+    delta: float | None = field(
+        default=3.0, metadata={"help": "PPO dual clip: the ratio's bound at negative advantages."}
+    )
+    policy: str = field(
+        default="gumbel",
+        metadata={
+            "help": "What a thinking step feeds the model.",
+            "choices": [
+                "discrete",
+                "soft",
+                "gumbel",
+                "dirichlet",
+                "gaussian",
+                "embedding_gaussian",
+            ],
+        },
+    )
+    top_k: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Support's columns; default 5 (discrete: vocabulary)."}
+    )
+    top_p: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Support's nucleus; default .95 (discrete: 1)."}
+    )
+    tau: float = field(default=0.1, metadata={"help": "Gumbel-Softmax temperature, > 0."})
+    prob_floor: float = field(
+        default=1e-6, metadata={"help": "Added to p before log p + Gumbel noise; 0 is exact."}
+    )
+    noise_clamp: list[float] | None = field(
+        default_factory=lambda: [-1.5, 3.0],
+        metadata={"help": "Range of the Gumbel noise; null leaves it alone."},
+    )
+    alpha: float = field(default=1.0, metadata={"help": "Dirichlet concentration, > 0."})
+    sigma: float = field(default=0.05, metadata={"help": "Standard deviation of Gaussian noise."})
+    answer_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature after thinking, > 0."}
+    )
+    answer_top_k: int | None = field(default=None, metadata={"help": "Top-k after thinking."})
+    answer_top_p: float = field(default=1.0, metadata={"help": "Top-p after thinking."})
+    answer_min_p: float = field(default=0.0, metadata={"help": "Min-p after thinking."})
+    think_end: list[str] = field(
+        default_factory=lambda: ["</think>"],
+        metadata={"help": "Texts that end the thinking; the first is the one that is forced."},
+    )
+    max_think_tokens: int | None = field(
+        default=None, metadata={"help": "Thinking budget in steps; then the marker is forced."}
+    )
+    cold_stop_entropy: float | None = field(
+        default=None, metadata={"help": "End the thinking below this entropy (nats)."}
+    )
+    cold_stop_steps: int = field(
+        default=256, metadata={"help": "Consecutive steps below cold_stop_entropy."}
+    )
+    density: str | None = field(
+        default=None,
+        metadata={
+            "help": "Log-density to train: gumbel, concrete, argmax (policy gumbel); default: the "
+            "policy's own."
+        },
+    )
+    reduction: str = field(
+        default="masked_mean",
+        metadata={
+            "help": "masked_mean: the authors' code; sum: the density itself.",
+            "choices": ["masked_mean", "sum"],
+        },
+    )
+    rollout_dtype: str = field(
+        default="model",
+        metadata={
+            "help": "dtype of the model copy that makes rollouts; model: no copy.",
+            "choices": ["model", "float32", "bfloat16", "float16"],
+        },
+    )
+    rollout_batch_size: int = field(
+        default=128, metadata={"help": "Sequences decoded together in a rollout."}
+    )
+    share_prompts: bool = field(
+        default=False,
+        metadata={"help": "Train on common beginnings of prompts once (sdpa or eager attention)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, off, why in _UNSUPPORTED:
+            if getattr(self, name) != off:
+                raise ValueError(f"{name}={getattr(self, name)}: not supported by softgrpo: {why}")
+        if self.min_p is None:
+            self.min_p = 0.0
+        if self.rollout_batch_size < 1:
+            raise ValueError(f"rollout_batch_size={self.rollout_batch_size}: must be >= 1")
+        thinking = self.thinking
+        self.top_k, self.top_p = thinking.top_k, thinking.top_p  # type: ignore[assignment]
+        self.density = check_density(thinking.policy, self.density)  # type: ignore[arg-type]
+        if self.density == "none":
+            raise ValueError(
+                "policy='soft' draws nothing, so there is nothing to train it by: "
+                "choose gumbel, dirichlet, gaussian, embedding_gaussian or discrete"
+            )
+        if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
+            raise ValueError("deepspeed ZeRO-3 is not supported by softgrpo: use FSDP2 or ZeRO-2")
+
+    @property
+    def thinking(self) -> ThinkingConfig:
+        """The rollout's ThinkingConfig."""
+        values = {f.name: getattr(self, f.name) for f in fields(ThinkingConfig)}
+        if values["noise_clamp"] is not None:
+            values["noise_clamp"] = tuple(values["noise_clamp"])
+        return ThinkingConfig(**values)
+
+    @property
+    def objective(self) -> Objective:
+        """The log-density that is trained."""
+        density: Literal["gumbel"] = self.density  # type: ignore[assignment]
+        return Objective.of(self.thinking, density, self.reduction)  # type: ignore[arg-type]

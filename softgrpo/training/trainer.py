@@ -1,0 +1,328 @@
+"""SofTGRPOTrainer: GRPO on soft thoughts. The only file that touches TRL's private methods.
+
+What differs from GRPOTrainer, and nothing else is overridden:
+ 1. rollouts come from TransformersEngine, with the trace of every sequence;
+ 2. the trace's tensors ride with the batch through TRL's shuffling, splitting and buffering;
+ 3. per-token log-probabilities are the log-densities of the replayed trace;
+ 4. tokens nobody drew (a forced end of thinking) are left out of the loss;
+ 5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
+ 6. a loss or gradient that is not finite stops the run before it reaches the weights.
+Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import is_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import ProcessorMixin
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.extras.profiling import profiling_context
+from trl.models import unwrap_model_for_generation
+
+from softgrpo.replay import add_replay, check_model, check_packing
+from softgrpo.rollout import Rollout, TransformersEngine
+from softgrpo.thinking import POLICIES, SoftTrace
+from softgrpo.training.config import SofTGRPOConfig
+
+_TRACE_PREFIX = "trace_"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient is NaN or infinite; the weights have not been touched."""
+
+
+class SofTGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose rollouts think in soft tokens.
+
+    Args:
+        model, reward_funcs, args, ...: As for GRPOTrainer; args is a SofTGRPOConfig.
+        tools, environment_factory, rollout_func: Refused, as are vision models.
+
+    Raises:
+        ValueError: Something GRPOTrainer does that this trainer does not support, by name; a model
+            that cannot be served; a marker that the tokenizer cannot produce.
+    """
+
+    _tag_names = ["trl", "softgrpo"]
+    _name = "SofT-GRPO"
+
+    # Attributes of GRPOTrainer's that its annotations leave open.
+    args: SofTGRPOConfig
+    model: Any
+    max_completion_length: int
+    _buffered_inputs: Any
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: Any = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(args, SofTGRPOConfig):
+            raise ValueError(f"args must be a SofTGRPOConfig, got {type(args).__name__}")
+        for name in ("tools", "environment_factory", "rollout_func"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is not supported by softgrpo")
+        if isinstance(kwargs.get("processing_class"), ProcessorMixin):
+            raise ValueError("vision models are not supported by softgrpo: pass a tokenizer")
+        self._trace: SoftTrace | None = None
+        self._gap_reference: Tensor | None = None
+        self._num_eval_sequences = 0
+        self.rollout_progress: Callable[[int], object] | None = None
+        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        if self._is_vlm:
+            raise ValueError("vision models are not supported by softgrpo")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                "router_aux_loss_coef: the load-balancing loss of a mixture of experts is not "
+                "supported by softgrpo: set it to 0"
+            )
+        policy = causal_lm(self.model)
+        check_model(policy)
+        args.thinking.check_vocabulary(policy.get_output_embeddings().weight.shape[0])
+        if args.share_prompts:
+            check_packing(policy)
+        add_replay(policy, args.thinking, args.objective, args.share_prompts)
+        if self.ref_model is not None:
+            reference = causal_lm(self.accelerator.unwrap_model(self.ref_model))
+            add_replay(reference, args.thinking, args.objective, args.share_prompts)
+        self.engine = TransformersEngine(
+            policy,
+            self._tokenizer,
+            dtype=_DTYPES.get(args.rollout_dtype),
+            max_batch_size=args.rollout_batch_size,
+            eos_token_ids=self.eos_token_ids,
+        )
+        self.engine.markers(args.thinking)
+        self._engine_step = 0
+
+    # 1. Rollouts
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """TRL's hook: token ids and log-densities, one completion a prompt (they come repeated)."""
+        is_training = self.model.training
+        first = self.accelerator.process_index * len(prompt_ids)
+        if is_training:
+            seed = rollout_seed(self.args.seed, self._step)
+        else:  # the same noise at every evaluation: differences are the model's
+            seed = rollout_seed(self.args.seed, -1)
+            first += self._num_eval_sequences
+            self._num_eval_sequences += len(prompt_ids) * self.accelerator.num_processes
+        if self._engine_step != self.state.global_step:
+            self.engine.sync()
+            self._engine_step = self.state.global_step
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with (
+            profiling_context(self, "softgrpo.generate"),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=checkpointing,
+            ),
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            rollouts = self.engine.generate(
+                prompt_ids,
+                self.args.thinking,
+                max_new_tokens=self.max_completion_length,
+                seed=seed,
+                first_sequence=first,
+                objective=self.args.objective,
+                progress=self.rollout_progress,
+            )
+        self._trace = SoftTrace.cat([rollout.trace for rollout in rollouts])
+        self._trace = self._trace.to(self.accelerator.device)
+        self._log_thinking(rollouts, "train" if is_training else "eval")
+        return [r.token_ids for r in rollouts], [r.logps or [] for r in rollouts]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._num_eval_sequences = 0
+        return super().evaluation_loop(*args, **kwargs)
+
+    # 2. The trace rides with the batch
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        assert self._trace is not None
+        trace = self._trace.pad(output["completion_ids"].shape[1])
+        self._trace = None
+        output |= {f"{_TRACE_PREFIX}{name}": value for name, value in trace.tensors().items()}
+        # 4. Forced tokens were nobody's choice: TRL's tool mask leaves them out of the loss.
+        if bool(trace.is_forced.any()):
+            output["tool_mask"] = (~trace.is_forced).to(output["completion_mask"].dtype)
+            kept = (output["completion_mask"] * output["tool_mask"]).sum()
+            output["num_items_in_batch"] = self.accelerator.gather(kept).sum()
+        if "old_per_token_logps" in output:
+            mask = output["completion_mask"].bool()
+            self._log_gap(output["old_per_token_logps"], output["sampling_per_token_logps"], mask)
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        tensors = {
+            name.removeprefix(_TRACE_PREFIX): value
+            for name, value in inputs.items()
+            if name.startswith(_TRACE_PREFIX)
+        }
+        self._trace = SoftTrace(**tensors, settings=self.args.thinking.replay_settings())
+        on_policy = "old_per_token_logps" not in inputs
+        self._gap_reference = inputs["sampling_per_token_logps"] if on_policy else None
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._trace, self._gap_reference = None, None
+
+    # 3. Log-densities of the replayed trace
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        assert self._trace is not None
+        size = batch_size or len(input_ids)
+        logps, entropies = [], []
+        for i, trace in enumerate(self._trace.pad(logits_to_keep).split(size)):
+            rows = slice(i * size, (i + 1) * size)
+            with self.accelerator.autocast():
+                replayed = model(
+                    input_ids=input_ids[rows], attention_mask=attention_mask[rows], trace=trace
+                )
+            logps.append(replayed["logps"])
+            entropies.append(replayed["entropies"])
+        per_token_logps = torch.cat(logps)
+        if self._gap_reference is not None:
+            mask = attention_mask[:, -logits_to_keep:].bool()
+            self._log_gap(per_token_logps.detach(), self._gap_reference, mask)
+        return per_token_logps, torch.cat(entropies) if compute_entropy else None, None
+
+    # Metrics of our own
+    def _log_thinking(self, rollouts: list[Rollout], mode: str) -> None:
+        """soft/*: how soft the soft steps were, and how the thinking ended, over all processes."""
+        assert self._trace is not None
+        trace, config = self._trace, self.args.thinking
+        soft = trace.is_soft
+        weights = POLICIES[config.policy].weights(trace.scores[soft], trace.support[soft], config)
+        squared = weights.square().sum(-1)
+        closed = sum(rollout.thinking_ended_by is not None for rollout in rollouts)
+        budget = sum(rollout.thinking_ended_by in ("budget", "cold_stop") for rollout in rollouts)
+        sums = [
+            soft.sum(),
+            trace.mask.sum(),
+            (1 / squared).sum(),
+            weights.amax(-1).sum() if len(weights) else 0.0,
+            trace.support[soft].sum(),
+            len(rollouts),
+            closed,
+            budget,
+        ]
+        local = torch.tensor([float(x) for x in sums], device=self.accelerator.device)
+        total = self.accelerator.reduce(local, reduction="sum").tolist()
+        num_soft, num_steps, effective, largest, size, count, num_closed, num_forced = total
+        metrics = self._metrics[mode]
+        metrics["soft/share_of_steps"].append(num_soft / max(num_steps, 1))
+        metrics["soft/thinking_closed"].append(num_closed / count)
+        metrics["soft/thinking_forced"].append(num_forced / count)
+        if num_soft:
+            metrics["soft/effective_support"].append(effective / num_soft)
+            metrics["soft/max_weight"].append(largest / num_soft)
+            metrics["soft/support_size"].append(size / num_soft)
+
+    def _log_gap(self, trainer_logps: Tensor, rollout_logps: Tensor, mask: Tensor) -> None:
+        """Rollout against trainer log-densities (nats), same weights: numerical error only."""
+        gap = (trainer_logps - rollout_logps).abs()[mask]
+        largest = gap.max() if len(gap) else gap.new_zeros(())
+        mean = gap.mean() if len(gap) else gap.new_zeros(())
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["soft/logp_gap_max"].append(self.accelerator.gather(largest).max().item())
+        metrics["soft/logp_gap_mean"].append(self.accelerator.gather(mean).mean().item())
+
+    # 5. Checkpoints that resume the same run
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Before TRL's part: trainer_state.json, which it writes, then says that all is there.
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{i}.{name}": value.contiguous().clone()  # batches of one rollout share scalars
+            for i, batch in enumerate(self._unused_rollouts())
+            for name, value in batch.items()
+            if value is not None
+        }
+        header = {"step": json.dumps(self._step)}
+        save_file(tensors, folder / self._rollouts_file(), metadata=header)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / self._rollouts_file()
+        if not path.exists():
+            raise ValueError(f"{path} is missing: the checkpoint was made by another program")
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            self._step = json.loads(file.metadata()["step"])
+        batches: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(path, device=str(self.accelerator.device)).items():
+            index, name = key.split(".", 1)
+            batches.setdefault(int(index), {})[name] = value
+        self._buffered_inputs = [batches[i] for i in sorted(batches)] or None
+
+    def _unused_rollouts(self) -> list[dict[str, Tensor]]:
+        """The buffered rollouts, where optimizer steps are still to be made from them."""
+        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
+        is_used_up = self._step % generate_every == 0
+        return [] if is_used_up else self._buffered_inputs or []
+
+    def _rollouts_file(self) -> str:
+        return f"rollouts_{self.accelerator.process_index}.safetensors"
+
+    # 6. Not a number
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._require_finite("loss", loss)
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None:
+            self._require_finite("gradient norm", norm)
+        return norm
+
+    def _require_finite(self, what: str, value: Any) -> None:
+        if not math.isfinite(float(value)):
+            raise NonFiniteLossError(
+                f"the {what} is {float(value)} at step {self.state.global_step + 1}; "
+                "the weights are those of the step before"
+            )
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers causal LM inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def rollout_seed(seed: int, step: int) -> int:
+    """The seed of one rollout: of a training micro-step, or of evaluation (step -1)."""
+    return int(np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0])
