@@ -1,0 +1,16 @@
+"""Rewards: where the answer is in a completion, and what it is worth.
+
+A leaf: imports no torch and nothing else of softgrpo.
+"""
+
+from softgrpo.rewards.extraction import answer_part, completion_text, last_boxed, last_number
+from softgrpo.rewards.reward import Reward, load_reward
+
+__all__ = [
+    "Reward",
+    "answer_part",
+    "completion_text",
+    "last_boxed",
+    "last_number",
+    "load_reward",
+]

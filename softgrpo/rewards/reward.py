@@ -1,0 +1,110 @@
+"""Rewards as TRL calls them, and how a recipe names them.
+
+Not their sum: several rewards are weighed by TRL's `reward_weights`.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from softgrpo.rewards.extraction import Completion, answer_part, completion_text
+from softgrpo.rewards.math_verifier import math_verify
+from softgrpo.rewards.verdicts import exact, has_answer, numeric
+
+VERDICTS: dict[str, Callable[[str, str], float | None]] = {
+    "exact": exact,
+    "numeric": numeric,
+    "math_verify": math_verify,
+    "format": has_answer,
+}
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A verdict on each completion's answer part, in TRL's signature.
+
+    A class and not a closure, so that it can be pickled, and so that TRL logs it by its own name:
+    `rewards/numeric/mean`.
+
+    Attributes:
+        name: A key of `VERDICTS`.
+        think_end: The markers that end thinking; see `extraction.answer_part`.
+    """
+
+    name: str
+    think_end: tuple[str, ...]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        answer: Sequence[str],
+        **columns: Any,
+    ) -> list[float | None]:
+        """One reward each.
+
+        Args:
+            prompts: Not used.
+            completions: Text, or chat messages.
+            answer: The gold answers, a column of the data set.
+            columns: The data set's other columns and what else TRL passes; not used.
+
+        Returns:
+            1.0 or 0.0; 0.0 where the thinking was never closed; None where the gold answer is not
+            of the verdict's kind.
+        """
+        return [
+            self._judge(completion_text(completion), gold)
+            for completion, gold in zip(completions, answer, strict=True)
+        ]
+
+    def _judge(self, text: str, gold: str) -> float | None:
+        part = answer_part(text, self.think_end)
+        return 0.0 if part is None else VERDICTS[self.name](part, gold)
+
+
+def load_reward(spec: str, *, think_end: Sequence[str]) -> Callable[..., list[float | None]]:
+    """The reward a recipe names.
+
+    Args:
+        spec: A key of `VERDICTS`, or `module:function` for a function of the user's with TRL's
+            signature, fn(prompts, completions, **columns) -> list[float | None].
+        think_end: The markers that end thinking, none for a model that does not think. A function
+            of the user's is given them where it has a parameter `think_end`.
+
+    Raises:
+        ValueError: Unknown name, no such module or function, not callable, or malformed markers.
+    """
+    if isinstance(think_end, str) or not all(think_end):
+        raise ValueError(f"think_end={think_end!r}: must be a list of strings, none of them empty")
+    if spec in VERDICTS:
+        return Reward(spec, tuple(think_end))
+    module_name, colon, function_name = spec.partition(":")
+    if not colon:
+        raise ValueError(
+            f"reward {spec!r}: unknown; there are {', '.join(VERDICTS)}, and module:function"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"reward {spec!r}: cannot import {module_name!r} ({error}); is its directory on "
+            "PYTHONPATH?"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(
+            f"reward {spec!r}: {function_name!r} in {module.__file__} "
+            + ("does not exist" if function is None else f"is a {type(function).__name__}")
+            + "; it must be a function(prompts, completions, **columns)"
+        )
+    if "think_end" in inspect.signature(function).parameters:
+        return partial(function, think_end=tuple(think_end))
+    return function

@@ -1,0 +1,10 @@
+"""Tasks: problems, where they come from, and how they are put to a model.
+
+A leaf: imports no torch and, of softgrpo, at most `rewards`.
+"""
+
+from softgrpo.tasks.problems import Problem
+from softgrpo.tasks.prompts import PromptFormat, to_dataset
+from softgrpo.tasks.sources import load_problems
+
+__all__ = ["Problem", "PromptFormat", "load_problems", "to_dataset"]

@@ -1,0 +1,144 @@
+"""Problems from tables: JSONL and Parquet files, and data sets of the Hugging Face hub.
+
+Not their split into train and eval, which is `sources.py`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from softgrpo.tasks.problems import Problem
+
+Row = tuple[str, Mapping[str, Any]]
+"""A row and where it is, for messages: `data.jsonl:7` or `data.parquet, row 7`."""
+
+SUFFIXES = (".jsonl", ".parquet")
+
+
+def read_file(path: str) -> Iterator[Row]:
+    """The rows of a JSONL or Parquet file.
+
+    Raises:
+        ValueError: The file is missing, unreadable, or has a line that is not a JSON object.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file (relative paths start at {Path.cwd()})")
+    yield from _read_jsonl(path) if path.endswith(".jsonl") else _read_parquet(path)
+
+
+def read_hub(repo: str, *, name: str | None, split: str, revision: str | None) -> Iterator[Row]:
+    """The rows of one split of a hub data set.
+
+    Raises:
+        ValueError: There is no such data set, configuration, split or revision, or no hub.
+    """
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(repo, name=name, split=split, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"hub:{repo} split {split!r}: {error}; a .jsonl or .parquet file needs no hub"
+        ) from error
+    for index, row in enumerate(rows):
+        yield f"hub:{repo} split {split!r}, row {index}", row
+
+
+def to_problems(
+    rows: Iterable[Row], *, table: str, question_column: str | None, answer_column: str
+) -> list[Problem]:
+    """Turns rows into problems; the columns that are not used become metadata.
+
+    Args:
+        rows: The rows with their places.
+        table: Names the table in ids (`table/0`, `table/1`, ...) where there is no `id` column.
+        question_column: Holds the question, as text or as chat messages ending with the user's;
+            None is `question` where there is one, else `prompt`.
+        answer_column: Holds the gold answer, as text or as a number.
+
+    Raises:
+        ValueError: No rows, a missing column, two rows with one id, or a value of no use.
+    """
+    problems: dict[str, Problem] = {}
+    for index, (where, row) in enumerate(rows):
+        rest = dict(row)
+        column = question_column or ("question" if "question" in rest else "prompt")
+        question, context = _question(_pop(rest, column, where), where, column)
+        answer = _answer(_pop(rest, answer_column, where), where, answer_column)
+        problem_id = str(rest.pop("id", f"{table}/{index}"))
+        if problem_id in problems:
+            raise ValueError(f"{where}: id {problem_id!r} stands twice; ids must be distinct")
+        problems[problem_id] = Problem(problem_id, question, answer, rest, context)
+    if not problems:
+        raise ValueError(f"{table}: no data; at least one row is needed")
+    return list(problems.values())
+
+
+def _read_jsonl(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _json_object(line, f"{path}:{number}")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); each line must be one object") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a JSON {type(row).__name__}; each line must be one object")
+    return row
+
+
+def _read_parquet(path: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from error
+    for index, row in enumerate(table.to_pylist()):
+        yield f"{path}, row {index}", row
+
+
+def _pop(row: dict[str, Any], column: str, where: str) -> Any:
+    if column not in row:
+        raise ValueError(
+            f"{where}: no column {column!r}; there are {sorted(row)}. Needed are 'question' or "
+            "'prompt', and 'answer', or the options question_column and answer_column"
+        )
+    return row.pop(column)
+
+
+def _question(value: Any, where: str, column: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
+    """The question and the messages before it."""
+    match value:
+        case str() if value.strip():
+            return value, ()
+        case [*context, {"role": "user", "content": str(question)}] if question.strip():
+            return question, tuple(context)
+    raise ValueError(
+        f"{where}: column {column!r} is {_shown(value)}; it must be text, or chat messages "
+        "(role, content) of which the last is the user's"
+    )
+
+
+def _answer(value: Any, where: str, column: str) -> str:
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    if is_number or (isinstance(value, str) and value.strip()):
+        return str(value)
+    raise ValueError(
+        f"{where}: column {column!r} is {_shown(value)}; it must be text or a finite number"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

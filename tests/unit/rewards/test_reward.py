@@ -1,0 +1,95 @@
+import pickle
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from softgrpo.rewards import load_reward
+from softgrpo.rewards.reward import VERDICTS
+
+MARKERS = ["</think>"]
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_name_as_trl_logs_it(name: str) -> None:
+    reward = load_reward(name, think_end=MARKERS)
+    # What trl.trainer.utils.get_callable_name does, which would import torch.
+    assert getattr(reward, "__name__", None) == name
+    assert pickle.loads(pickle.dumps(reward)) == reward
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_nothing_inside_the_thinking_counts(name: str) -> None:
+    reward = load_reward(name, think_end=MARKERS)
+    completions = ["5", "5</think>", "6</think>5", "5</think>no", "6</think>5</think>5"]
+    assert reward(prompts=[""] * 5, completions=completions, answer=["5"] * 5) == [0, 0, 1, 0, 1]
+
+
+def test_messages_and_the_columns_trl_adds() -> None:
+    reward = load_reward("numeric", think_end=[])
+    completions = [[{"role": "assistant", "content": "so 5"}]]
+    assert reward(
+        prompts=[[]], completions=completions, answer=["5"], problem_id=["a"], trainer_state=None
+    ) == [1.0]
+
+
+def test_gold_of_another_kind_gives_none() -> None:
+    reward = load_reward("numeric", think_end=[])
+    assert reward(prompts=["", ""], completions=["5", "5"], answer=["5", "red"]) == [1.0, None]
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "LIMIT = 3\n"
+        "def short(prompts, completions, **columns):\n"
+        "    return [float(len(completion) < LIMIT) for completion in completions]\n"
+        "def marked(prompts, completions, think_end, **columns):\n"
+        "    return [think_end for completion in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("user_module")
+def test_a_function_of_the_users() -> None:
+    short = load_reward("my_rewards:short", think_end=MARKERS)
+    assert short.__name__ == "short"
+    assert short(prompts=["", ""], completions=["ab", "abc"], answer=["", ""]) == [1.0, 0.0]
+    marked = load_reward("my_rewards:marked", think_end=MARKERS)
+    assert isinstance(marked, partial)
+    assert marked(prompts=[""], completions=[""], answer=[""]) == [("</think>",)]
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nummeric", "unknown; there are exact, numeric, math_verify, format, and module:function"),
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        (":f", "cannot import ''"),
+        ("my_rewards:long", r"'long' in .*my_rewards.py does not exist"),
+        ("my_rewards:", "does not exist"),
+        ("my_rewards:LIMIT", "is a int"),
+    ],
+)
+def test_errors_name_the_reward_and_what_would_do(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_reward(spec, think_end=MARKERS)
+
+
+@pytest.mark.parametrize("think_end", ["</think>", [""]])
+def test_malformed_markers(think_end: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="think_end"):
+        load_reward("exact", think_end=think_end)
+
+
+def test_leaf_rooms_load_nothing_heavy() -> None:
+    program = (
+        "import sys, softgrpo.rewards, softgrpo.tasks\n"
+        "heavy = {'torch', 'trl', 'datasets', 'reasoning_gym', 'math_verify'}\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert loaded.stdout == "[]\n"

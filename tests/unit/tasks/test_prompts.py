@@ -1,0 +1,60 @@
+import pytest
+
+from softgrpo.tasks import Problem, PromptFormat, to_dataset
+
+PROBLEM = Problem("a/0", "1 + {x} + {question}?", "2")
+FEW_SHOT = PromptFormat(system="Add.", examples=(("2 + 2?", "4"),), template="Q: {question}")
+
+
+def test_messages() -> None:
+    assert FEW_SHOT.messages(PROBLEM) == [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "Q: 2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Q: 1 + {x} + {question}?"},
+    ]
+
+
+def test_text() -> None:
+    assert FEW_SHOT.text(PROBLEM) == "Add.\n\nQ: 2 + 2?\n4\n\nQ: 1 + {x} + {question}?\n"
+    assert PromptFormat(separator="").text(PROBLEM) == PROBLEM.question
+
+
+def test_context_of_a_problem_stands_in_place_of_the_formats() -> None:
+    context = ({"role": "system", "content": "Be brief."},)
+    problem = Problem("a/0", "1 + 1?", "2", context=context)
+    assert FEW_SHOT.messages(problem) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: 1 + 1?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        r"{question} Put the answer within \boxed{}.",
+        r"{question} Put it in \boxed{answer}, as \frac{a}{b}, or as {}.",
+    ],
+)
+def test_latex_braces_of_a_template_are_text(template: str) -> None:
+    prompt = PromptFormat(template=template).messages(PROBLEM)[-1]["content"]
+    assert prompt == PROBLEM.question + template.removeprefix("{question}")
+
+
+@pytest.mark.parametrize("template", ["", "Q:", "{ question }", "{question} {answer}", "{query}"])
+def test_template_must_hold_the_question_and_nothing_else(template: str) -> None:
+    with pytest.raises(ValueError, match="template"):
+        PromptFormat(template=template)
+
+
+@pytest.mark.parametrize("example", [("2 + 2?",), ("2 + 2?", 4), "ab", ("a", "b", "c")])
+def test_malformed_example(example: object) -> None:
+    with pytest.raises(ValueError, match=r"examples\[0\]"):
+        PromptFormat(examples=(example,))  # type: ignore[arg-type]
+
+
+def test_to_dataset() -> None:
+    chat = to_dataset([PROBLEM], FEW_SHOT, conversational=True)
+    assert chat[0] == {"prompt": FEW_SHOT.messages(PROBLEM), "answer": "2", "problem_id": "a/0"}
+    plain = to_dataset([PROBLEM], FEW_SHOT, conversational=False)
+    assert plain[0]["prompt"] == FEW_SHOT.text(PROBLEM)
