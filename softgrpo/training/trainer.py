@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "softgrpo"]
     _name = "SofT-GRPO"
+    _paper = {
+        "title": "SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via "
+        "Gumbel-Reparameterized Soft-Thinking Policy Optimization",
+        "id": "2511.06411",
+        "citation": "@article{zheng2025softgrpo,\n"
+        "    title  = {{SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via "
+        "Gumbel-Reparameterized Soft-Thinking Policy Optimization}},\n"
+        "    author = {Zheng and Gu and Liu and Teh and Lee},\n"
+        "    year   = 2025,\n"
+        "    eprint = {arXiv:2511.06411},\n"
+        "}",
+    }
 
     # Attributes of GRPOTrainer's that its annotations leave open.
     args: SofTGRPOConfig
@@ -157,7 +170,8 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # 2. The trace rides with the batch
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
+        with _unparsed(self._tokenizer):
+            output = super()._generate_and_score_completions(inputs)
         assert self._trace is not None
         trace = self._trace.pad(output["completion_ids"].shape[1])
         self._trace = None
@@ -316,6 +330,20 @@ class SofTGRPOTrainer(GRPOTrainer):
                 f"the {what} is {float(value)} at step {self.state.global_step + 1}; "
                 "the weights are those of the step before"
             )
+
+
+@contextmanager
+def _unparsed(tokenizer: Any) -> Iterator[None]:
+    """Let rewards read completions as they are: TRL would parse the thinking out of them."""
+    names = ("response_template", "response_schema")
+    kept = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
+    for name in kept:
+        setattr(tokenizer, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(tokenizer, name, value)
 
 
 def causal_lm(model: Any) -> Any:
