@@ -17,6 +17,7 @@ from torch import Tensor
 from softgrpo.replay.embeddings import mix
 from softgrpo.replay.forward import position_ids
 from softgrpo.replay.logps import Objective, replay_logits
+from softgrpo.rollout.attention import grouped_attention
 from softgrpo.rollout.cache import make_cache
 from softgrpo.rollout.engine import NonFiniteLogitsError, Rollout
 from softgrpo.thinking.config import ThinkingConfig
@@ -91,7 +92,8 @@ class DecodingBatch:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield from self._decode(progress)
+            with grouped_attention(self.model):
+                yield from self._decode(progress)
         finally:
             self.model.train(was_training)
 

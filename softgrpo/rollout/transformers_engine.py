@@ -32,12 +32,14 @@ class StreamedStep:
         ids: Support token ids by falling weight (one at an ordinary token).
         weights: Their weights.
         is_soft: False at an ordinary or forced token.
+        is_forced: True at a token that was put there, not drawn.
     """
 
     token: int
     ids: list[int]
     weights: list[float]
     is_soft: bool
+    is_forced: bool
 
 
 class TransformersEngine:
@@ -178,7 +180,8 @@ def find_eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
 def _streamed(step: SoftStep, is_soft: bool) -> StreamedStep:
     support = step.support[0] if is_soft else torch.arange(step.ids.shape[1]) == 0
     ids, weights = step.ids[0][support].tolist(), step.weights[0][support].tolist()
-    return StreamedStep(token=ids[0], ids=ids, weights=weights, is_soft=is_soft)
+    is_forced = not bool(step.support[0, 0])
+    return StreamedStep(ids[0], ids, weights, is_soft=is_soft, is_forced=is_forced)
 
 
 def _cast_copy(model: Any, dtype: torch.dtype) -> Any:

@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.rollout import Rollout, TransformersEngine
@@ -303,6 +304,18 @@ class SofTGRPOTrainer(GRPOTrainer):
             batches.setdefault(int(index), {})[name] = value
         self._buffered_inputs = [batches[i] for i in sorted(batches)] or None
 
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        sampler: Any = super()._get_train_sampler(dataset)
+        if not sampler.shuffle:
+            return sampler
+        return _EpochSampler(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            seed=sampler.seed,
+        )
+
     def _unused_rollouts(self) -> list[dict[str, Tensor]]:
         """The buffered rollouts, where optimizer steps are still to be made from them."""
         generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
@@ -330,6 +343,14 @@ class SofTGRPOTrainer(GRPOTrainer):
                 f"the {what} is {float(value)} at step {self.state.global_step + 1}; "
                 "the weights are those of the step before"
             )
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate and by Trainer as an epoch begins."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 @contextmanager
