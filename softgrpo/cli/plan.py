@@ -1,0 +1,193 @@
+"""All of a run that can be known, and refused, before its model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from softgrpo.cli.problems import load, prompt_format
+from softgrpo.cli.recipe import RunConfig
+from softgrpo.evaluation import tokenize_prompts
+from softgrpo.models import load_tokenizer, resolve_model
+from softgrpo.rewards import load_reward
+from softgrpo.tasks import Problem, to_dataset
+from softgrpo.thinking import ThinkingConfig
+from softgrpo.thinking.phases import Markers
+from softgrpo.training import SofTGRPOConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Fields of TRL's that the command line has its own way for.
+_REFUSED = (
+    ("save_only_model", "a checkpoint without the optimizer cannot be resumed; leave it out"),
+    ("resume_from_checkpoint", "use --resume"),
+    ("model_init_kwargs", "use dtype and trust_remote_code"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        config: The run's own fields.
+        args: The training's.
+        model: A local folder or hub id.
+        tokenizer: The model's, with a pad token.
+        train: Data set for the trainer.
+        evaluation: Data set for the trainer's evaluation, None where it makes none.
+        problems: Held-out problems, evaluated before and after; empty for none.
+        prompt_ids: Their prompts.
+        shown: Problems whose completions are kept along the way.
+        shown_ids: Their prompts.
+        rewards: As TRL calls them.
+        verify: Whether a completion solves a problem.
+        decodings: Ways to evaluate, by name.
+        lora: peft's LoraConfig, None to train all weights.
+        notes: What the user should hear.
+    """
+
+    config: RunConfig
+    args: SofTGRPOConfig
+    model: str
+    tokenizer: Any
+    train: Dataset
+    evaluation: Dataset | None
+    problems: list[Problem]
+    prompt_ids: list[list[int]]
+    shown: list[Problem]
+    shown_ids: list[list[int]]
+    rewards: list[Callable[..., Any]]
+    verify: Callable[[Problem, str], bool]
+    decodings: dict[str, ThinkingConfig]
+    lora: Any
+    notes: list[str]
+
+
+def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
+    """Check a recipe against its data and its tokenizer.
+
+    Raises:
+        ValueError: Names the field at fault and what would do.
+    """
+    from transformers import AutoConfig
+
+    for name, why in _REFUSED:
+        if getattr(args, name, None):
+            raise ValueError(f"{name}={getattr(args, name)}: not a field of softgrpo train: {why}")
+    if args.max_completion_length is None or args.max_completion_length < 1:
+        raise ValueError(f"max_completion_length={args.max_completion_length}: must be >= 1")
+    think_end = args.thinking.think_end
+    rewards = [load_reward(name, think_end=think_end) for name in config.rewards]
+    judge = load_reward(config.eval_reward or config.rewards[0], think_end=think_end)
+    lora = _lora_config(config)
+    style = prompt_format(config)
+    train = load(config, "train", config.num_train_problems)
+    problems = load(config, "eval", config.num_eval_problems) if config.num_eval_problems else []
+
+    place = resolve_model(str(config.model))
+    tokenizer = load_tokenizer(place, args.trust_remote_code)
+    notes = give_pad_token(tokenizer)
+    if config.chat and not tokenizer.chat_template:
+        raise ValueError(
+            f"chat=True: the tokenizer of {config.model} has no chat template; write chat: false "
+            "to put the prompts as plain text"
+        )
+    Markers(think_end, tokenizer)
+    model_config = AutoConfig.from_pretrained(place, trust_remote_code=args.trust_remote_code)
+    text_config = model_config.get_text_config()
+    args.thinking.check_vocabulary(text_config.vocab_size)
+
+    rows = to_dataset(train, style, config.chat)
+    held_out = to_dataset(problems, style, config.chat) if problems else None
+    template_options = cast(dict[str, Any] | None, args.chat_template_kwargs)
+    tokenize = partial(tokenize_prompts, tokenizer, template_options=template_options)
+    train_ids = tokenize(rows["prompt"][:])
+    eval_ids = tokenize(held_out["prompt"][:]) if held_out else []
+    context = getattr(text_config, "max_position_embeddings", None)
+    _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
+    count = config.num_samples_kept
+    return Plan(
+        config=config,
+        args=args,
+        model=place,
+        tokenizer=tokenizer,
+        train=rows,
+        evaluation=held_out if args.eval_strategy != "no" else None,
+        problems=problems,
+        prompt_ids=eval_ids,
+        shown=(problems or train)[:count],
+        shown_ids=(eval_ids or train_ids)[:count],
+        rewards=rewards,
+        verify=partial(is_correct, judge, config.eval_threshold, config.chat),
+        decodings=_decodings(config, args.thinking),
+        lora=lora,
+        notes=notes,
+    )
+
+
+def give_pad_token(tokenizer: Any) -> list[str]:
+    """Let the end of sequence pad, as TRL does, where there is no pad token; says so."""
+    if tokenizer.pad_token is not None:
+        return []
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"tokenizer of {tokenizer.name_or_path}: it has neither a pad nor an eos token; set "
+            "pad_token in its tokenizer_config.json"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    return [f"the tokenizer has no pad token: {tokenizer.eos_token!r}, its eos token, pads"]
+
+
+def is_correct(
+    reward: Callable[..., Any], threshold: float, chat: bool, problem: Problem, text: str
+) -> bool:
+    """Whether a reward puts a completion above the threshold."""
+    completion = [{"role": "assistant", "content": text}] if chat else text
+    value = reward(
+        prompts=[problem.question],
+        completions=[completion],
+        answer=[problem.answer],
+        problem_id=[problem.id],
+    )[0]
+    return value is not None and value > threshold
+
+
+def _lora_config(config: RunConfig) -> Any:
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    fields = cast(dict[str, Any], config.lora)
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM"} | fields)
+    except TypeError as error:
+        raise ValueError(f"lora={config.lora}: {error}") from error
+
+
+def _decodings(config: RunConfig, thinking: ThinkingConfig) -> dict[str, ThinkingConfig]:
+    """Discrete decoding keeps the support and temperature: all that differs is the mixture."""
+    ways = {"soft": thinking, "discrete": replace(thinking, policy="discrete")}
+    if thinking.policy == "discrete":
+        return {"discrete": thinking}
+    return {name: ways[name] for name in config.eval_decodings}
+
+
+def _check_context(
+    problems: Sequence[Problem],
+    prompt_ids: Sequence[Sequence[int]],
+    context: int | None,
+    args: SofTGRPOConfig,
+) -> None:
+    longest = max(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+    length, room = len(prompt_ids[longest]), args.max_completion_length or 0
+    if length == 0:
+        raise ValueError("prompt_template: a prompt came to no tokens at all")
+    if context is not None and length + room > context:
+        raise ValueError(
+            f"max_completion_length={room}: the prompt of problem {problems[longest].id} has "
+            f"{length} tokens and the model's context is {context}; shorten one of them"
+        )

@@ -1,0 +1,136 @@
+"""Progress on a terminal as a bar, and elsewhere as a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+_LINE_SECONDS = 10.0
+_REFRESH_SECONDS = 0.2
+
+
+class Counter:
+    """Progress of something counted: call it with how many have just finished.
+
+    Args:
+        label: What it is.
+        total: How many there will be.
+        unit: Of what.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._count = 0
+        self._bar = _bar(total, label, unit) if sys.stderr.isatty() else None
+
+    def __call__(self, newly: int) -> None:
+        self._count += newly
+        if self._bar is not None:
+            self._bar.update(newly)
+        elif time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(f"{self.label}: {self._count}/{self.total} {self.unit}", flush=True)
+
+    def close(self) -> None:
+        """Leave one line that says how long it took."""
+        if self._bar is not None:
+            self._bar.close()
+        seconds = time.monotonic() - self._started
+        print(f"{self.label}: {self._count} {self.unit} in {duration(seconds)}", flush=True)
+
+
+class TrainingProgress(TrainerCallback):
+    """Steps, reward, KL, tokens per second and time left; takes the trainer's dict prints' place.
+
+    Its `rollout` method is meant for SofTGRPOTrainer.rollout_progress.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        self._sequences = sequences
+        self._bar: Any = None
+        self._status = ""
+        self._done = 0
+        self._clock = self._last_line = self._last_refresh = 0.0
+        self._tokens: float | None = None
+        self._started, self._first_step = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._clock = time.monotonic()
+        self._first_step = state.global_step
+        if sys.stderr.isatty():
+            self._bar = _bar(state.max_steps, "training", "step", state.global_step)
+
+    def rollout(self, newly: int) -> None:
+        """Count finished sequences of the rollout under way."""
+        self._done += newly
+        if self._bar is None or time.monotonic() - self._last_refresh < _REFRESH_SECONDS:
+            return
+        self._last_refresh = time.monotonic()
+        self._bar.set_postfix_str(f"{self._status} rollout {self._done}/{self._sequences}".strip())
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._done = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if not logs or "reward" not in logs:
+            return
+        self._status = status(logs, self._tokens_per_second(logs.get("num_tokens")))
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._status)
+            return
+        now, is_first = time.monotonic(), self._last_line == 0.0
+        if is_first or now - self._last_line > _LINE_SECONDS:
+            self._last_line = now
+            made = max(state.global_step - self._first_step, 1)
+            left = (now - self._started) / made * (state.max_steps - state.global_step)
+            step = f"step {state.global_step}/{state.max_steps}"
+            print(f"{step}  {self._status}  {duration(left)} left", flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tokens_per_second(self, tokens: float | None) -> float | None:
+        if tokens is None:
+            return None
+        now = time.monotonic()
+        before, clock = self._tokens, self._clock
+        self._tokens, self._clock = tokens, now
+        return None if before is None else (tokens - before) / max(now - clock, 1e-9)
+
+
+def status(logs: dict[str, Any], tokens_per_second: float | None) -> str:
+    """The numbers of one log in a few words."""
+    parts = [f"reward {logs['reward']:.3f}"]
+    if logs.get("kl") is not None:
+        parts.append(f"kl {logs['kl']:.4f}")
+    if tokens_per_second is not None:
+        parts.append(f"{tokens_per_second:.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1m30s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s"
+
+
+def _bar(total: int, label: str, unit: str, initial: int = 0) -> Any:
+    return tqdm(
+        total=total, desc=label, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True
+    )

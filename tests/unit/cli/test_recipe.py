@@ -1,0 +1,84 @@
+"""Command line over YAML over defaults; what is not a field, or not of its type, is refused."""
+
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from softgrpo.cli.recipe import RunConfig, read_recipe
+from softgrpo.training import SofTGRPOConfig
+
+_LEAST = {"model": "m", "task": "t.jsonl", "use_cpu": True, "bf16": False}
+
+
+def _read(tmp_path, arguments=(), **values):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(_LEAST | values))
+    return read_recipe(str(path), list(arguments))
+
+
+def test_command_line_over_yaml_over_defaults(tmp_path):
+    run, training, _ = _read(tmp_path, ["--tau", "0.3"], tau=0.2, learning_rate="1e-5", chat=False)
+    assert (training.tau, training.learning_rate, training.top_k) == (0.3, 1e-5, 5)
+    assert (run.chat, run.eval_samples) == (False, 8)
+
+
+def test_structured_fields_from_both_sides(tmp_path):
+    options = ["--task_options", "{min_terms: 2}", "--rewards", "exact", "format"]
+    run, training, _ = _read(tmp_path, options, think_end="####", examples=[["q", "a"]])
+    assert run.task_options == {"min_terms": 2}
+    assert run.rewards == ["exact", "format"]
+    assert run.examples == [["q", "a"]]
+    assert training.thinking.think_end == ("####",)
+
+
+def test_resolved_values_are_a_recipe_for_the_same_run(tmp_path):
+    values = {"steps_per_generation": 2, "per_device_train_batch_size": 8, "lora": {"r": 2}}
+    run, training, resolved = _read(tmp_path, ["--report_to", "tensorboard"], **values)
+    again = tmp_path / "config.yaml"
+    again.write_text(yaml.safe_dump(resolved))
+    run_again, training_again, _ = read_recipe(str(again), [])
+    assert run_again == run
+    assert training_again.to_dict() == training.to_dict()
+
+
+def test_output_directory_has_the_name_of_the_recipe(tmp_path):
+    assert _read(tmp_path)[1].output_dir == "runs/recipe"
+
+
+def test_no_field_has_two_owners():
+    names = {f.name for f in fields(RunConfig)} & {f.name for f in fields(SofTGRPOConfig)}
+    assert not names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "said"),
+    [
+        ([], {"learning_rat": 1}, "'learning_rat'; did you mean learning_rate?"),
+        (["--num-train-problem", "3"], {}, "did you mean num_train_problems?"),
+        ([], {"env": {"LD_PRELOAD": "x"}}, "unknown field 'env'"),
+        (["stray"], {}, "'stray'"),
+        ([], {"max_steps": 1.5}, "max_steps"),
+        ([], {"max_steps": [3]}, "max_steps"),
+        ([], {"noise_clamp": ["low", "high"]}, "noise_clamp"),
+        ([], {"model": None}, "model"),
+        ([], {"eval_samples": 0}, "eval_samples"),
+        ([], {"eval_decodings": ["loud"]}, "eval_decodings"),
+        ([], {"task_options": "[1]"}, "task_options"),
+        ([], {"examples": ["q"]}, "examples"),
+        ([], {"rewards": []}, "rewards"),
+        (["--policy", "loud"], {}, "policy"),
+    ],
+)
+def test_refused_by_name(tmp_path, arguments, values, said):
+    with pytest.raises(ValueError) as error:
+        _read(tmp_path, arguments, **values)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- list\n", "a: [1", "!!python/object/apply:os.getcwd []"])
+def test_a_file_that_is_no_recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="recipe.yaml"):
+        read_recipe(str(path), [])
