@@ -55,7 +55,8 @@ def _run(
         changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
         _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
     try:
-        before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
+        with trainer.accelerator.autocast():  # as the trainer's own rollouts are
+            before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
         trainer.accelerator.wait_for_everyone()
         _train(trainer, directory, _checkpoint(directory) if resume else None)
         if interrupt.requested:
@@ -64,7 +65,8 @@ def _run(
         trainer.save_model(str(directory.model))
         if is_main:
             trainer.engine.sync()
-            after = evaluate_all(trainer.engine, plan, directory, "after")
+            with trainer.accelerator.autocast():
+                after = evaluate_all(trainer.engine, plan, directory, "after")
             report(directory, before, after, cost(started, trainer.state.num_input_tokens_seen))
         trainer.accelerator.wait_for_everyone()
         return 0

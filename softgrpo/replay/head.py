@@ -35,7 +35,7 @@ class OutputHead:
     def of(cls, model: Any) -> OutputHead:
         """The head of a transformers causal LM (or of a bare linear layer)."""
         linear: Any = model if isinstance(model, nn.Linear) else model.get_output_embeddings()
-        weight, bias = _whole(linear.weight), _whole(linear.bias)
+        weight, bias = whole(linear.weight), whole(linear.bias)
         if isinstance(model, nn.Linear):
             return cls(weight, bias)
         config = model.config.get_text_config()
@@ -117,6 +117,6 @@ def _logit_scale(config: Any) -> float:
     return float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
 
 
-def _whole(parameter: Any) -> Any:
+def whole(parameter: Any) -> Any:
     """The whole parameter where FSDP2 keeps a shard (with its gradient), else itself."""
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

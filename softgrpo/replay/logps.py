@@ -55,12 +55,22 @@ class Objective:
     def of(
         cls, config: ThinkingConfig, density: DensityName, reduction: Reduction = "masked_mean"
     ) -> Objective:
-        """The objective of a rollout's config under a density."""
+        """The objective of a rollout's config under a density.
+
+        Raises:
+            ValueError: Policy ``discrete`` with two temperatures: a trace does not say which of
+                its tokens were thinking.
+        """
+        if config.policy == "discrete" and config.temperature != config.answer_temperature:
+            raise ValueError(
+                f"answer_temperature={config.answer_temperature}: policy 'discrete' is trained at "
+                f"one temperature; set it to temperature={config.temperature}"
+            )
         return cls(
             density=density,
             reduction=reduction,
             temperature=float(config.temperature),
-            answer_temperature=float(config.answer.temperature),
+            answer_temperature=config.answer_temperature,
             noise_clamp=config.noise_clamp,
             prob_floor=config.prob_floor,
             alpha=config.alpha,

@@ -169,16 +169,16 @@ class DecodingBatch:
         noise = torch.from_numpy(np.stack([self.noise[row].next() for row in rows]))
         noise = noise.to(self.device)
         phases = [self.phases[row] for row in rows]
-        thinks = torch.tensor(
-            [p.is_thinking and self.config.policy != "discrete" for p in phases], device=self.device
-        )
+        thinks = torch.tensor([phase.is_thinking for phase in phases], device=self.device)
         step = self._draw(logits, noise, thinks)
         self._check_finite(step)
         tokens = step.ids[:, 0].tolist()
         entropies = step.entropy.tolist()
-        is_soft = thinks.clone()
+        is_soft = thinks.clone() if self.config.policy != "discrete" else torch.zeros_like(thinks)
         was_forced = []
         for i, phase in enumerate(phases):
+            if rows[i] in self._ended:
+                continue  # still decoded, until its row is dropped
             if phase.forced:
                 was_forced.append(i)
                 step.ids[i, 0] = phase.forced.pop(0)
@@ -198,9 +198,9 @@ class DecodingBatch:
         step = _widen(tokens, width, self._noise_size)
         if not bool(thinks.any()):
             return step
-        soft = draw_step(logits[thinks], config, noise=noise[thinks])
+        thought = draw_step(logits[thinks], config, noise=noise[thinks])
         for name in ("ids", "scores", "weights", "support", "entropy", "embedding_noise"):
-            target, values = getattr(step, name), getattr(soft, name)
+            target, values = getattr(step, name), getattr(thought, name)
             if values is not None:
                 target[thinks] = values.to(target.dtype)
         return step

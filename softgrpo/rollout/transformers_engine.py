@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from softgrpo.replay.head import check_model
+from softgrpo.replay.head import check_model, whole
 from softgrpo.replay.logps import Objective
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.engine import Rollout
@@ -49,7 +49,7 @@ class TransformersEngine:
         model: A causal LM; used as it is, in eval mode while generating.
         tokenizer: Its tokenizer.
         dtype: Generate with a copy of the model in this dtype (e.g. torch.bfloat16); ``sync``
-            brings the copy up to date. None: the model itself.
+            brings the copy up to date, from shards too. None: the model itself.
         max_batch_size: Sequences decoded together.
         eos_token_ids: Tokens that end a sequence; None: the model's and the tokenizer's.
 
@@ -71,27 +71,25 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.eos_token_ids = set(eos_token_ids or find_eos_token_ids(model, tokenizer))
-        self._dtype = dtype
-        self._copy: Any = None
+        self._copy = None if dtype is None else _cast_copy(model, dtype)
         self._markers: dict[tuple[str, ...], Markers] = {}
 
     @property
     def model(self) -> Any:
         """The model that generates: the one given, or its copy in the rollout dtype."""
-        if self._dtype is None:
-            return self._source
-        if self._copy is None:
-            self._copy = _cast_copy(self._source, self._dtype)
-        return self._copy
+        return self._source if self._copy is None else self._copy
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Bring the rollout copy up to date with the model; nothing to do where there is none."""
+        """Bring the rollout copy up to date with the model; nothing to do where there is none.
+
+        Where the model is sharded every process must call it: the shards are gathered.
+        """
         if self._copy is None:
             return
         source = dict(self._source.named_parameters())
         for name, parameter in self._copy.named_parameters():
-            parameter.copy_(source[name])
+            parameter.copy_(whole(source[name]))
 
     @torch.no_grad()
     def generate(

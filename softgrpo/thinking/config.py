@@ -38,8 +38,7 @@ class ThinkingConfig:
 
     Attributes:
         policy: What a thinking step feeds the model.
-            ``discrete``: one token, sampled; there is one kind of step from start to end, and the
-            answer_* fields are not used. ``soft``: the mixture of the support's probabilities,
+            ``discrete``: one token, sampled. ``soft``: the mixture of the support's probabilities,
             no noise (Zhang et al. 2505.15778). ``gumbel``: Gumbel-Softmax weights (Eq. 9).
             ``dirichlet``: weights from Dirichlet(alpha * p). ``gaussian``: p + N(0, sigma^2),
             normalised. ``embedding_gaussian``: the mixture's embedding + N(0, sigma^2 I)
@@ -137,8 +136,6 @@ class ThinkingConfig:
     @property
     def answer(self) -> ThinkingConfig:
         """The same config read as ordinary sampling: its steps are the answer's tokens."""
-        if self.policy == "discrete":
-            return self
         return replace(
             self,
             policy="discrete",

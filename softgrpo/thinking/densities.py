@@ -23,6 +23,7 @@ Reduction = Literal["masked_mean", "sum"]
 LOG_PROB_THRESHOLD = -3.0  # [1] Gumbel: columns that count have log p above this
 PROB_THRESHOLD = 0.05  # the same for the Dirichlet and Gaussian noises
 SCORE_RANGE = (-5.0, 3.0)  # the authors clamp a Gamma log-density to this
+_EDGE = 1e-5  # above the rounding of float32 logits, below a step of training
 
 
 def log_density(
@@ -92,11 +93,19 @@ def gumbel_masked_mean(
 
     with p renormalised over all K recorded ids [4], log(p + prob_floor) [3], d clamped [2] and the
     mean over [1]. Where no column passes -3 the authors divide by zero [9]; here all K count.
+
+    A draw that was clamped lies on the very edge of the clamp here, where rounding would decide
+    whether it has a gradient: within _EDGE of the range it has one, as it has on the edge. Without
+    noise_clamp nothing bounds the terms of columns outside the support.
     """
-    log_probs = torch.log(torch.softmax(logits, dim=-1) + prob_floor)
+    probs = torch.softmax(logits, dim=-1) + prob_floor
+    log_probs = torch.log(probs.clamp_min(torch.finfo(probs.dtype).tiny))
     d = scores.to(logits.dtype) - log_probs
     if noise_clamp is not None:
-        d = d.clamp(*noise_clamp)
+        low, high = noise_clamp
+        has_gradient = (d > low - _EDGE) & (d < high + _EDGE)
+        d = torch.where(has_gradient, d, d.detach())
+        d = d + (d.clamp(low, high) - d).detach()
     return _masked_mean(-d - torch.exp(-d), log_probs > LOG_PROB_THRESHOLD)
 
 
@@ -147,7 +156,7 @@ def dirichlet_masked_mean(logits: Tensor, scores: Tensor, alpha: float = 1.0) ->
 def dirichlet_sum(logits: Tensor, scores: Tensor, support: Tensor, alpha: float = 1.0) -> Tensor:
     """Joint density of the Gamma draws on the support: sum_i log Gamma(x_i; alpha p_i, 1)."""
     probs = torch.where(support, torch.exp(log_support(logits, support)), 1.0)
-    return _sum_support(_gamma_log_prob(probs * alpha, scores), support)
+    return _sum_support(_gamma_log_prob(probs.clamp_min(1e-30) * alpha, scores), support)
 
 
 def gaussian_masked_mean(logits: Tensor, scores: Tensor, sigma: float = 0.05) -> Tensor:

@@ -46,6 +46,8 @@ class SofTGRPOConfig(GRPOConfig):
         rollout_batch_size: Sequences decoded together.
         share_prompts: Compute what the prompts of a micro-batch have in common once (the same
             numbers, fewer tokens); needs sdpa or eager attention and full-attention layers.
+        old_logps: ``trainer`` recomputes the old log-densities ([6], the authors' way), ``rollout``
+            takes the rollout's.
 
     Raises:
         ValueError: A field is out of its range or not supported; the message names it.
@@ -133,6 +135,14 @@ class SofTGRPOConfig(GRPOConfig):
     share_prompts: bool = field(
         default=False,
         metadata={"help": "Train on common beginnings of prompts once (sdpa or eager attention)."},
+    )
+
+    old_logps: str = field(
+        default="trainer",
+        metadata={
+            "help": "Old log-densities of the ratio: the trainer's own (the authors), or rollout.",
+            "choices": ["trainer", "rollout"],
+        },
     )
 
     def __post_init__(self) -> None:

@@ -94,6 +94,8 @@ class SofTGRPOTrainer(GRPOTrainer):
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         if self._is_vlm:
             raise ValueError("vision models are not supported by softgrpo")
+        if self._dist.fsdp_version == 1:
+            raise ValueError("fsdp_version=1 is not supported by softgrpo: use FSDP2")
         if self.aux_loss_enabled:
             raise ValueError(
                 "router_aux_loss_coef: the load-balancing loss of a mixture of experts is not "
@@ -111,12 +113,23 @@ class SofTGRPOTrainer(GRPOTrainer):
         self.engine = TransformersEngine(
             policy,
             self._tokenizer,
-            dtype=_DTYPES.get(args.rollout_dtype),
+            dtype=self._rollout_dtype(),
             max_batch_size=args.rollout_batch_size,
             eos_token_ids=self.eos_token_ids,
         )
         self.engine.markers(args.thinking)
-        self._engine_step = 0
+        _check_visible(args.thinking.think_end, self._tokenizer)
+        self._engine_step = -1
+
+    def _rollout_dtype(self) -> torch.dtype | None:
+        """None lets the model itself generate.
+
+        Under FSDP2 a copy does, in one piece on every process: sequences end at different steps,
+        and a process that decodes on alone would wait for the others' shards for ever.
+        """
+        if self.is_fsdp_enabled and self.args.rollout_dtype == "model":
+            return self.model.dtype
+        return _DTYPES.get(self.args.rollout_dtype)
 
     # 1. Rollouts
     def _generate_single_turn(
@@ -131,7 +144,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         is_training = self.model.training
         first = self.accelerator.process_index * len(prompt_ids)
         if is_training:
-            seed = rollout_seed(self.args.seed, self._step)
+            seed = rollout_seed(self.args.seed, self._step // self._generate_every)
         else:  # the same noise at every evaluation: differences are the model's
             seed = rollout_seed(self.args.seed, -1)
             first += self._num_eval_sequences
@@ -178,13 +191,17 @@ class SofTGRPOTrainer(GRPOTrainer):
         self._trace = None
         output |= {f"{_TRACE_PREFIX}{name}": value for name, value in trace.tensors().items()}
         # 4. Forced tokens were nobody's choice: TRL's tool mask leaves them out of the loss.
-        if bool(trace.is_forced.any()):
+        # Whether to depends on the config, not on this process's sequences: all gather, or none.
+        thinking = self.args.thinking
+        if thinking.max_think_tokens is not None or thinking.cold_stop_entropy is not None:
             output["tool_mask"] = (~trace.is_forced).to(output["completion_mask"].dtype)
             kept = (output["completion_mask"] * output["tool_mask"]).sum()
             output["num_items_in_batch"] = self.accelerator.gather(kept).sum()
         if "old_per_token_logps" in output:
             mask = output["completion_mask"].bool()
             self._log_gap(output["old_per_token_logps"], output["sampling_per_token_logps"], mask)
+        if self.args.old_logps == "rollout":
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -318,9 +335,13 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     def _unused_rollouts(self) -> list[dict[str, Tensor]]:
         """The buffered rollouts, where optimizer steps are still to be made from them."""
-        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
-        is_used_up = self._step % generate_every == 0
+        is_used_up = self._step % self._generate_every == 0
         return [] if is_used_up else self._buffered_inputs or []
+
+    @property
+    def _generate_every(self) -> int:
+        """Micro-steps that a rollout lasts."""
+        return (self.args.steps_per_generation or 1) * self.num_iterations
 
     def _rollouts_file(self) -> str:
         return f"rollouts_{self.accelerator.process_index}.safetensors"
@@ -367,11 +388,22 @@ def _unparsed(tokenizer: Any) -> Iterator[None]:
             setattr(tokenizer, name, value)
 
 
+def _check_visible(think_end: tuple[str, ...], tokenizer: Any) -> None:
+    """Refuse a marker that TRL strips from a completion before its reward is called."""
+    for marker in think_end:
+        ids = tokenizer.encode(marker, add_special_tokens=False)
+        if marker not in tokenizer.decode(ids, skip_special_tokens=True):
+            raise ValueError(
+                f"think_end={marker!r}: is a special token of the tokenizer, which rewards never "
+                "see; add it as an ordinary token, or choose another marker"
+            )
+
+
 def causal_lm(model: Any) -> Any:
     """The transformers causal LM inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
-def rollout_seed(seed: int, step: int) -> int:
-    """The seed of one rollout: of a training micro-step, or of evaluation (step -1)."""
-    return int(np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0])
+def rollout_seed(seed: int, rollout: int) -> int:
+    """The seed of one rollout: the run's n-th in training, or that of evaluation (-1)."""
+    return int(np.random.SeedSequence([seed, rollout + 1]).generate_state(1, np.uint64)[0])

@@ -18,9 +18,9 @@ def test_control_characters_are_shown_not_sent():
 def test_thought_line():
     tokenizer = word_tokenizer()
     ids = tokenizer.convert_tokens_to_ids(["a", "b"])
-    soft = StreamedStep(ids[0], ids, [0.75, 0.25], is_soft=True)
+    soft = StreamedStep(ids[0], ids, [0.75, 0.25], is_soft=True, is_forced=False)
     assert thought_line(3, soft, tokenizer).split() == ["3", "soft", '"a"', "0.750", '"b"', "0.250"]
-    token = StreamedStep(ids[0], ids[:1], [1.0], is_soft=False)
+    token = StreamedStep(ids[0], ids[:1], [1.0], is_soft=False, is_forced=False)
     assert thought_line(4, token, tokenizer).split() == ["4", "token", '"a"', "1.000"]
 
 
@@ -32,7 +32,7 @@ class _Bytes:
 
 
 def test_a_character_waits_for_its_last_byte():
-    steps = [StreamedStep(byte, [byte], [1.0], False) for byte in "aé!".encode()]
+    steps = [StreamedStep(byte, [byte], [1.0], False, False) for byte in "aé!".encode()]
     assert list(stream_text(iter(steps), _Bytes())) == ["a", "é", "!", ""]
 
 

@@ -1,0 +1,177 @@
+"""Two processes are one process on the same global batch: DDP through accelerate, and FSDP2.
+
+accelerate offers FSDP2 on accelerators only, so here torch's own fully_shard is put on the model
+with the replay forward.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from softgrpo.replay import Objective, add_replay
+from tests.helpers import (
+    assert_same,
+    batch_of,
+    gradients,
+    make_trainer,
+    parameters,
+    roll_out,
+    run_processes,
+    thinking,
+    tiny_model,
+    train_config,
+)
+
+# name -> settings. Eight sequences of two prompts a step, whoever computes them.
+CASES = {
+    "soft": {},  # the defaults: the authors' density
+    "kl": {"density": "concrete", "loss_type": "grpo", "beta": 0.1, "num_iterations": 2},
+    "discrete": {"policy": "discrete", "top_k": None},
+    "budget": {"reduction": "sum", "max_think_tokens": 3},
+}
+_COMMON = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 2,
+           "lr_scheduler_type": "constant"}  # fmt: skip
+TRAIN = """
+import json, sys, torch
+from pathlib import Path
+from tests.helpers import make_trainer, parameters, train_config
+torch.set_num_threads(1)
+cases, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+for name, settings in cases.items():
+    args = train_config(folder / name, per_device_train_batch_size=4, ddp_timeout=30, **settings)
+    trainer = make_trainer("tied", args)
+    assert trainer.accelerator.num_processes == 2
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        torch.save({"loss": torch.tensor(logs)} | parameters(model), folder / f"{name}.pt")
+"""
+
+
+def _one_process(folder, settings):
+    trainer = make_trainer("tied", train_config(folder, **settings))
+    trainer.train()
+    logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return {"loss": torch.tensor(logs)} | parameters(trainer.model)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """One launch for all cases: starting two processes costs more than training in them."""
+    folder = tmp_path_factory.mktemp("ddp")
+    cases = {name: settings | _COMMON for name, settings in CASES.items()}
+    run_processes(TRAIN, json.dumps(cases), str(folder), processes=2, timeout=150)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ddp_processes_are_one_process(name, two_processes, tmp_path):
+    """Two updates: losses, and parameters that moved by the same gradients."""
+    wanted = _one_process(tmp_path, CASES[name] | _COMMON)
+    before = parameters(tiny_model())
+    assert max((wanted[n] - p).abs().max() for n, p in before.items()) > 1e-3
+    assert_same(torch.load(two_processes / f"{name}.pt"), wanted, 1e-4)
+
+
+# With these settings a marker is forced on some sequence of the second half alone.
+ONE_SIDED = {"max_think_tokens": 3, "think_end": [*"abcdefgh", "</t>"], "max_steps": 1,
+             "reduction": "sum"}  # fmt: skip
+
+
+def _forced_by_half(folder, settings):
+    trainer = make_trainer("tied", train_config(folder, **settings))
+    seen = []
+    original = trainer.engine.generate
+    trainer.engine.generate = lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    trainer.train()
+    forced = [bool(r.trace.is_forced.any()) for r in seen[0]]
+    return any(forced[:4]), any(forced[4:])
+
+
+def test_a_marker_forced_in_one_process_only_is_no_different(tmp_path):
+    """Both processes must take part in every exchange, whatever each of them drew."""
+    settings = _COMMON | ONE_SIDED
+    for seed in range(40):
+        settings = settings | {"seed": seed}
+        if _forced_by_half(tmp_path / "look", settings) == (False, True):
+            break
+    else:
+        pytest.fail("no seed below 40 forces a marker in the second process alone")
+    wanted = _one_process(tmp_path / "one", settings)
+    cases = json.dumps({"one_sided": settings})
+    run_processes(TRAIN, cases, str(tmp_path), processes=2, timeout=60)
+    assert_same(torch.load(tmp_path / "one_sided.pt"), wanted, 1e-4)
+
+
+SHARDED = [
+    ("tied", "gumbel", "concrete"),
+    ("bias", "gumbel", "gumbel"),
+    ("tied", "discrete", "token"),
+]
+SHARD = """
+import json, sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from torch.distributed.fsdp import fully_shard
+from softgrpo.replay import Objective, add_replay
+from softgrpo.thinking import SoftTrace
+from tests.helpers import thinking, tiny_model
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+rank = dist.get_rank()
+for name, policy, density in json.loads(sys.argv[1]):
+    folder = Path(sys.argv[2]) / f"{name}-{policy}-{density}"
+    config = thinking(policy)
+    model = tiny_model(name)
+    add_replay(model, config, Objective.of(config, density, "sum"))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    batch = torch.load(folder / "batch.pt")
+    mine = slice(4 * rank, 4 * rank + 4)
+    trace = SoftTrace.load(folder / "trace.safetensors")[mine]
+    out = model(input_ids=batch["ids"][mine], attention_mask=batch["mask"][mine], trace=trace)
+    (out["logps"] * batch["upstream"][mine]).sum().backward()
+    logps = [torch.empty_like(out["logps"]) for _ in range(2)]
+    dist.all_gather(logps, out["logps"].detach())
+    found = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.grad is not None}
+    if rank == 0:
+        torch.save(found | {"logps": torch.cat(logps)}, folder / "sharded.pt")
+dist.destroy_process_group()
+"""
+
+
+def _record_and_score(name, policy, density, folder):
+    """Eight sequences for the processes to replay, and the whole model's answer."""
+    model, config = tiny_model(name), thinking(policy)
+    rollouts = roll_out(model, config, prompts=[[3, 4], [5]], num_generations=4)
+    ids, mask, trace, _ = batch_of(rollouts)
+    upstream = torch.randn(8, trace.num_steps)
+    folder.mkdir()
+    torch.save({"ids": ids, "mask": mask, "upstream": upstream}, folder / "batch.pt")
+    trace.save(folder / "trace.safetensors")
+    add_replay(model, config, Objective.of(config, density, "sum"))
+    logps = model(input_ids=ids, attention_mask=mask, trace=trace)["logps"]
+    (logps * upstream).sum().div(2).backward()  # FSDP means over the two processes
+    return gradients(model) | {"logps": logps.detach()}
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """One launch for all cases: {case: (found, wanted)}."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    wanted = {case: _record_and_score(*case, folder / "-".join(case)) for case in SHARDED}
+    run_processes(SHARD, json.dumps(SHARDED), str(folder), processes=2, timeout=120)
+    return {
+        case: (torch.load(folder / "-".join(case) / "sharded.pt"), wanted[case]) for case in SHARDED
+    }
+
+
+@pytest.mark.parametrize("case", SHARDED, ids="-".join)
+def test_a_fully_sharded_model_replays_and_learns_as_the_whole_one(case, sharded):
+    assert_same(*sharded[case], 1e-4)

@@ -1,0 +1,56 @@
+"""The inputs of a replay: mixtures of embeddings, detached; tokens with gradient for discrete."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from softgrpo.replay import build_inputs_embeds
+from softgrpo.thinking import POLICIES
+from tests.helpers import batch_of, roll_out, thinking, tiny_model
+
+POLICY_NAMES = ["soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
+
+
+def _inputs(policy, name="tied"):
+    model, config = tiny_model(name), thinking(policy, max_think_tokens=6)
+    ids, _, trace, _ = batch_of(roll_out(model, config))
+    return build_inputs_embeds(ids, trace, model.get_input_embeddings(), config), ids, trace, model
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_a_soft_step_feeds_its_mixture_and_all_else_its_token(policy):
+    inputs, ids, trace, model = _inputs(policy)
+    matrix = model.get_input_embeddings().weight.detach()
+    wanted = matrix[ids]
+    start = ids.shape[1] - trace.num_steps
+    for b, t in trace.is_soft.nonzero().tolist():
+        weights = POLICIES[policy].weights(
+            trace.scores[b, t], trace.support[b, t], thinking(policy)
+        )
+        wanted[b, start + t] = weights @ matrix[trace.ids[b, t].long()]
+        if trace.embedding_noise is not None:
+            wanted[b, start + t] += trace.embedding_noise[b, t]
+    assert trace.is_soft.any() and not trace.is_soft.all()
+    torch.testing.assert_close(inputs, wanted)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_the_mixing_belongs_to_the_environment(policy):
+    assert not _inputs(policy)[0].requires_grad
+
+
+def test_the_tokens_of_discrete_keep_their_gradient():
+    inputs, ids, _, model = _inputs("discrete")
+    inputs.sum().backward()
+    used = model.get_input_embeddings().weight.grad.abs().sum(-1) > 0
+    assert set(used.nonzero().flatten().tolist()) >= set(ids.flatten().tolist()) - {0}
+
+
+def test_other_settings_are_refused():
+    model, config = tiny_model(), thinking()
+    ids, _, trace, _ = batch_of(roll_out(model, config))
+    with pytest.raises(ValueError, match="tau"):
+        build_inputs_embeds(ids, trace, model.get_input_embeddings(), replace(config, tau=0.2))

@@ -1,0 +1,101 @@
+"""k head columns = full logits, chunked tokens = unchunked: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+from softgrpo.replay import Objective, OutputHead, logps, logps_from_logits, replay_steps
+from softgrpo.thinking import ThinkingConfig
+from tests.helpers import MODELS, POLICY_DENSITIES, VOCAB_SIZE, assert_same, gradients, tiny_model
+
+N, K = 12, 4
+DENSITIES = [(d, r) for _, d, r in POLICY_DENSITIES if d not in ("embedding_gaussian", "token")]
+
+
+def _steps(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(VOCAB_SIZE, generator=generator)[:K] for _ in range(N)])
+    support = torch.arange(K) < torch.randint(1, K + 1, (N, 1), generator=generator)
+    scores = torch.rand(N, K, generator=generator) + 0.1
+    return ids, scores, support, torch.arange(N) % 3 > 0
+
+
+def _gradients_of(model, hidden, values):
+    model.zero_grad()
+    hidden.grad = None
+    (values * torch.linspace(-1, 2, N)).sum().backward()
+    return gradients(model) | {"hidden": hidden.grad.clone()}
+
+
+@pytest.mark.parametrize(("density", "reduction"), DENSITIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_k_columns_equal_full_logits_in_values_and_gradients(name, density, reduction):
+    model = tiny_model(name)
+    head, steps = OutputHead.of(model), _steps()
+    hidden = torch.randn(N, 32, requires_grad=True)
+    objective = Objective(density, reduction, temperature=1.3, answer_temperature=0.7)
+    few = replay_steps(hidden, head, *steps, objective).logps
+    few_gradients = _gradients_of(model, hidden, few)
+    full = logps_from_logits(
+        head.logits(hidden), *steps, temperature=1.3, answer_temperature=0.7, density=density,
+        reduction=reduction,
+    )  # fmt: skip
+    torch.testing.assert_close(few, full, rtol=1e-5, atol=1e-5)
+    assert_same(few_gradients, _gradients_of(model, hidden, full), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["tied", "bias", "scale_divides", "softcap"])
+def test_chunked_tokens_equal_unchunked_in_values_and_gradients(name, monkeypatch):
+    model = tiny_model(name)
+    head, (ids, scores, support, _) = OutputHead.of(model), _steps()
+    hidden = torch.randn(N, 32, requires_grad=True)
+    tokens = torch.zeros(N, dtype=torch.bool)
+
+    def run():
+        values = replay_steps(hidden, head, ids, scores, support, tokens, Objective())
+        return values, _gradients_of(model, hidden, values.logps + values.entropies)
+
+    whole, whole_gradients = run()
+    monkeypatch.setattr(logps, "_CHUNK_ELEMENTS", 5 * VOCAB_SIZE)
+    chunked, chunked_gradients = run()
+    torch.testing.assert_close(chunked.logps, whole.logps)
+    torch.testing.assert_close(chunked.entropies, whole.entropies)
+    assert_same(chunked_gradients, whole_gradients, 1e-6)
+
+
+def test_a_token_is_the_categorical_and_a_soft_step_has_its_supports_entropy():
+    head, (ids, scores, support, is_soft) = OutputHead.of(tiny_model("untied")), _steps()
+    hidden = torch.randn(N, 32)
+    objective = Objective("argmax", "sum", temperature=1.3, answer_temperature=0.7)
+    found = replay_steps(hidden, head, ids, scores, support, is_soft, objective)
+    logits = head.logits(hidden)
+    tokens = Categorical(logits=logits[~is_soft] / 0.7)
+    torch.testing.assert_close(found.logps[~is_soft], tokens.log_prob(ids[~is_soft, 0]))
+    torch.testing.assert_close(found.entropies[~is_soft], tokens.entropy())
+    columns = (logits.gather(1, ids) / 1.3).masked_fill(~support, -1e9)[is_soft]
+    torch.testing.assert_close(found.entropies[is_soft], Categorical(logits=columns).entropy())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_with_nothing_to_score_still_has_a_graph(count):
+    model = tiny_model()
+    hidden = torch.randn(count, 32, requires_grad=True)
+    empty = [x[:count] for x in _steps()]
+    replayed = replay_steps(hidden, OutputHead.of(model), *empty, Objective())
+    (replayed.logps.sum() * 0).backward()
+    assert hidden.grad is not None
+
+
+def test_discrete_at_two_temperatures_is_refused_by_name():
+    config = ThinkingConfig(policy="discrete", temperature=1.3, answer_temperature=0.8)
+    with pytest.raises(ValueError, match="answer_temperature=0.8"):
+        Objective.of(config, "token")
+
+
+def test_log_densities_of_half_precision_hidden_states_are_float32():
+    model = tiny_model(dtype=torch.bfloat16)
+    hidden = torch.randn(N, 32, dtype=torch.bfloat16)
+    replayed = replay_steps(hidden, OutputHead.of(model), *_steps(), Objective())
+    assert replayed.logps.dtype == torch.float32

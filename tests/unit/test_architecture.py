@@ -1,0 +1,62 @@
+"""Who may import whom (docs/architecture.md): left never imports right, leaves import nothing."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "softgrpo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# room -> the rooms it may import, itself aside. A module beside the rooms is a room.
+_METHOD = {"thinking", "replay", "rollout"}
+_LEAVES = {"rewards", "tasks", "reports", "lab", "planning", "models"}
+MAY_IMPORT = {
+    "thinking": set(),
+    "replay": {"thinking"},
+    "rollout": {"thinking", "replay"},
+    "training": _METHOD | _LEAVES,
+    "evaluation": _METHOD | _LEAVES,
+    "rewards": set(),
+    "tasks": {"rewards"},
+    "reports": set(),
+    "lab": {"rewards", "tasks"},
+    "planning": set(),
+    "models": {"lab"},
+    "cli": _METHOD | _LEAVES | {"training", "evaluation"},
+}  # fmt: skip
+ONLY_IN = {"trl": {"training", "cli"}, "matplotlib": {"reports"}, "vllm": set()}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Absolute dotted names a file imports, wherever in it, under TYPE_CHECKING or not."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_room_may(path):
+    room, names = _room(path), _imports(path)
+    if room == "__init__":
+        pytest.skip("the package's own names, imported lazily")
+    used = {name.split(".")[1] for name in names if name.startswith("softgrpo.")} - {room}
+    assert used & MAY_IMPORT.keys() <= MAY_IMPORT[room]
+    packages = {name.split(".")[0] for name in names}
+    for package, rooms in ONLY_IN.items():
+        assert package not in packages or room in rooms, f"{package} in {room}"
+
+
+def test_every_room_is_known():
+    assert {_room(path) for path in FILES} - {"__init__", "__main__"} <= MAY_IMPORT.keys()

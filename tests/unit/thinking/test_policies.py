@@ -1,0 +1,94 @@
+"""Policies: what is drawn has the distribution its docstring names; weights follow from scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from softgrpo.thinking import POLICIES, ThinkingConfig, check_density, draw_step
+from softgrpo.thinking.densities import log_density
+
+LOGITS = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0], dtype=torch.float64)
+DRAWS = 4000
+MIXING = ["soft", "gumbel", "dirichlet", "gaussian"]
+
+
+def _draw(policy, **settings):
+    config = ThinkingConfig(policy=policy, **({"top_k": 4, "top_p": 1.0} | settings))
+    generator = torch.Generator().manual_seed(0)
+    return draw_step(LOGITS.expand(DRAWS, -1), config, generator=generator), config
+
+
+def _by_token(step, values):
+    return torch.zeros(DRAWS, 5, dtype=values.dtype).scatter(1, step.ids, values)
+
+
+PROBS = torch.softmax(LOGITS[:4], -1)
+
+
+def test_gumbel_scores_are_log_p_plus_gumbel_noise():
+    step, _ = _draw("gumbel", noise_clamp=None, prob_floor=0.0)
+    noise = _by_token(step, step.scores)[:, :4] - PROBS.log()
+    assert stats.kstest(noise.flatten().numpy(), stats.gumbel_r.cdf).pvalue > 1e-3
+
+
+def test_clamped_gumbel_noise_stays_in_its_range():
+    step, _ = _draw("gumbel", noise_clamp=(-0.5, 1.0), prob_floor=0.0)
+    noise = _by_token(step, step.scores)[:, :4] - PROBS.log()
+    assert noise.min().item() == pytest.approx(-0.5) and noise.max().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 5.0])
+def test_dirichlet_weights_have_beta_marginals(alpha):
+    step, _ = _draw("dirichlet", alpha=alpha)
+    weights = _by_token(step, step.weights)
+    for i, p in enumerate(PROBS.tolist()):
+        marginal = stats.beta(alpha * p, alpha * (1 - p))
+        assert stats.kstest(weights[:, i].numpy(), marginal.cdf).pvalue > 1e-3
+
+
+def test_gaussian_scores_are_p_plus_normal_noise():
+    step, _ = _draw("gaussian", sigma=0.05)
+    noise = (_by_token(step, step.scores)[:, :4] - PROBS) / 0.05
+    assert stats.kstest(noise.flatten().numpy(), stats.norm.cdf).pvalue > 1e-3
+
+
+def test_soft_weights_are_the_probabilities():
+    step, _ = _draw("soft")
+    torch.testing.assert_close(step.weights, PROBS.expand(DRAWS, -1))
+
+
+def test_embedding_noise_is_normal_with_sigma():
+    config = ThinkingConfig(policy="embedding_gaussian", sigma=0.3, top_k=4)
+    noise = torch.empty(500, 16).exponential_()
+    step = draw_step(LOGITS.expand(500, -1), config, noise=noise)
+    drawn = step.embedding_noise.flatten().numpy() / 0.3
+    assert stats.kstest(drawn, stats.norm.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("policy", MIXING)
+def test_recorded_scores_give_the_drawn_weights_again(policy):
+    step, config = _draw(policy, top_p=0.8)
+    again = POLICIES[policy].weights(step.scores, step.support, config)
+    torch.testing.assert_close(again, step.weights)
+    torch.testing.assert_close(again.sum(-1), torch.ones(DRAWS, dtype=again.dtype))
+    assert (again[~step.support] == 0).all()
+
+
+@pytest.mark.parametrize("policy", ["gumbel", "dirichlet", "gaussian"])
+def test_log_prob_is_the_policys_first_density(policy):
+    step, config = _draw(policy, alpha=2.0, sigma=0.1)
+    columns = LOGITS.expand(DRAWS, -1).gather(1, step.ids)
+    wanted = log_density(
+        columns, step.scores, step.support, density=POLICIES[policy].densities[0], alpha=2.0,
+        sigma=0.1,
+    )  # fmt: skip
+    found = POLICIES[policy].log_prob(columns, step.scores, step.support, config)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_density_of_another_policy_is_refused_by_name():
+    assert check_density("gumbel", None) == "gumbel"
+    with pytest.raises(ValueError, match="density='concrete': policy 'dirichlet'"):
+        check_density("dirichlet", "concrete")
