@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.head import OutputHead
 from softgrpo.replay.logps import Objective, Replayed, replay_steps
-from softgrpo.replay.packing import pack
+from softgrpo.replay.packing import as_attention_mask, pack
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.trace import SoftTrace
 
@@ -55,7 +55,7 @@ def replay(
         packed = pack(input_ids, attention_mask, num_steps)
         hidden = model.base_model(
             inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=packed.mask[None, None],
+            attention_mask=as_attention_mask(packed, model, inputs.dtype),
             position_ids=packed.positions[None],
             use_cache=False,
         ).last_hidden_state[0, packed.predictor]

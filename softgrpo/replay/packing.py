@@ -80,6 +80,16 @@ def pack(input_ids: Tensor, attention_mask: Tensor, num_steps: int) -> Packed:
     )
 
 
+def as_attention_mask(packed: Packed, model: Any, dtype: torch.dtype) -> Tensor:
+    """[1, 1, S, S] as the model's attention takes it: bool (sdpa), added to scores (eager)."""
+    mask = packed.mask[None, None]
+    if model.config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+        ~mask, torch.finfo(dtype).min
+    )
+
+
 def check_packing(model: Any) -> None:
     """Refuse a model whose attention cannot be given an arbitrary mask.
 

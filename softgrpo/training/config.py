@@ -1,8 +1,7 @@
 """SofTGRPOConfig: TRL's GRPOConfig and what SofT-GRPO adds to it. Values only, no model.
 
 The fields of thinking have ThinkingConfig's names. TRL's own ``temperature``, ``top_k``, ``top_p``
-and ``min_p`` are those of the thinking steps (of every token for policy ``discrete``); the answer
-has its own.
+and ``min_p`` are those of the thinking steps; the answer has its own.
 """
 
 from __future__ import annotations

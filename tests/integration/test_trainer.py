@@ -143,6 +143,25 @@ def test_resuming_in_the_middle_of_a_generation_is_the_uninterrupted_run(num_ite
     assert_same(parameters(resumed.model), parameters(whole.model), 0)
 
 
+def test_resuming_past_the_first_epoch_is_the_uninterrupted_run(tmp_path):
+    """Two prompts a step of eight: an epoch is four steps, each in an order of its own."""
+    common = {"save_strategy": "steps", "save_steps": 6, "max_steps": 9}
+    whole = make_trainer("tied", train_config(tmp_path / "whole", **common))
+    whole.train()
+    resumed = make_trainer(tiny_model(seed=5), train_config(tmp_path / "resumed", **common))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert resumed.state.epoch > 2
+    assert_same(parameters(resumed.model), parameters(whole.model), 0)
+
+
+def test_old_log_densities_can_be_the_rollouts(tmp_path):
+    trainer = make_trainer("tied", train_config(tmp_path, old_logps="rollout"))
+    trainer.model.train()
+    rows = [{"prompt": p} for p in TRAIN_PROMPTS[:2] for _ in range(4)]
+    inputs = trainer._generate_and_score_completions(rows)
+    assert torch.equal(inputs["old_per_token_logps"], inputs["sampling_per_token_logps"])
+
+
 def test_a_marker_nobody_drew_is_not_in_the_loss(tmp_path):
     """Its log-density moves no gradient: a budget's forced token has weight zero."""
     trainer = make_trainer("tied", train_config(tmp_path, max_think_tokens=3))
@@ -232,6 +251,11 @@ def test_a_load_balancing_loss_is_refused(tmp_path):
 def test_a_marker_the_tokenizer_cannot_produce_is_refused(tmp_path):
     with pytest.raises(ValueError, match="think_end='</think>'"):
         make_trainer("tied", train_config(tmp_path, think_end=["</think>"]))
+
+
+def test_a_marker_that_rewards_would_not_see_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="think_end='<eos>'.*special token"):
+        make_trainer("tied", train_config(tmp_path, think_end=["<eos>"]))
 
 
 def test_a_top_k_over_the_vocabulary_is_refused(tmp_path):

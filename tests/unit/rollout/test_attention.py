@@ -1,0 +1,40 @@
+"""Attention in groups over the cache is transformers' own attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from softgrpo.rollout.attention import grouped_attention, grouped_sdpa
+from tests.helpers import tiny_model
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, groups):
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+@pytest.mark.parametrize("length", [1, 3], ids=["decode", "prefill"])
+@pytest.mark.parametrize("heads", [2, 6], ids=["one head a group", "three"])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_it_is_the_same_function(length, heads, scaling):
+    query = torch.randn(4, heads, length, 8)
+    key, value = torch.randn(4, 2, 5, 8), torch.randn(4, 2, 5, 8)
+    mask = torch.ones(4, 1, length, 5, dtype=torch.bool)
+    mask[1, ..., :2] = False  # left padding
+    module = _Module(heads // 2)
+    wanted, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    found, _ = grouped_sdpa(module, query, key, value, mask, scaling=scaling)
+    assert found.shape == (4, length, heads, 8)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_model_gets_its_own_attention_back():
+    model = tiny_model()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError), grouped_attention(model):
+        assert model.config._attn_implementation != "sdpa"
+        raise RuntimeError
+    assert model.config._attn_implementation == "sdpa"
