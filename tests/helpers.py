@@ -76,9 +76,19 @@ _LLAMA = _SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}
 
 def _gptj() -> GPTJConfig:
     return GPTJConfig(
-        vocab_size=VOCAB_SIZE, n_positions=128, n_embd=32, n_layer=2, n_head=4, rotary_dim=8,
-        initializer_range=0.25, eos_token_id=1, bos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, tie_word_embeddings=False,
+        vocab_size=VOCAB_SIZE,
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        initializer_range=0.25,
+        eos_token_id=1,
+        bos_token_id=None,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
     )
 
 
@@ -167,9 +177,7 @@ def roll_out(
     **options: Any,
 ) -> list[Rollout]:
     """Rollouts of a model; ``options`` go to ``generate``."""
-    engine = TransformersEngine(
-        model, tokenizer or word_tokenizer(), max_batch_size=max_batch_size
-    )
+    engine = TransformersEngine(model, tokenizer or word_tokenizer(), max_batch_size=max_batch_size)
     options = {"num_generations": 4, "seed": 7} | options
     return engine.generate(
         prompts, config, max_new_tokens=max_new_tokens, objective=objective, **options

@@ -55,9 +55,7 @@ def test_settings_by_row_are_the_rows_settings():
 
 @pytest.mark.parametrize("config", [ThinkingConfig(), ThinkingConfig(policy="discrete")])
 def test_a_generator_reproduces_a_step(config):
-    a, b = (
-        draw_step(LOGITS, config, generator=torch.Generator().manual_seed(9)) for _ in range(2)
-    )
+    a, b = (draw_step(LOGITS, config, generator=torch.Generator().manual_seed(9)) for _ in range(2))
     assert (a.ids == b.ids).all() and (a.weights == b.weights).all()
 
 
