@@ -26,7 +26,7 @@ OPTIONS = {
     "argmax": ["--density", "argmax"],
     "discrete GRPO": ["--policy", "discrete"],
 }
-THRESHOLD = 0.9
+THRESHOLD = 0.6
 
 
 def main() -> None:
