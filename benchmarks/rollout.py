@@ -6,7 +6,8 @@
 Samples of a few prompts of SmolLM2-135M, of lengths set beforehand: no token ends a sequence. Each
 engine generates them in turn, and again, so that what else the machine does hits all alike. Prints
 a Markdown table of medians, with the median of the ratios to ours soft within each turn; the
-numbers go to a JSON file. vLLM has an environment of its own: see benchmarks/vllm_rollout.py.
+numbers go to a JSON file. vLLM has an environment of its own (make vllm): started from that one,
+our plugin in it takes its turn too, in a process of its own.
 
 The limit is what the linear layers alone allow: their products with one row a sequence, measured in
 every turn, 2 x weights FLOP a token. A token's share of the prompt's prefill is not in it.
@@ -22,6 +23,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,14 @@ def main() -> None:
         options.sequences, options.tokens, options.repeats = 16, 16, 1
     model, tokenizer = load_model(MODEL, getattr(torch, options.dtype))
     workload = Workload(options, tokenizer)
+    if options.ragged and "transformers generate_batch" in options.engines:
+        print("transformers generate_batch: skipped, it has one limit for all sequences")
+        options.engines.remove("transformers generate_batch")
+    if "vLLM soft" in options.engines and find_spec("vllm") is None:
+        print("vLLM: skipped, it is not installed here")
+        options.engines.remove("vLLM soft")
     engines = {name: ENGINES[name](model, tokenizer, options) for name in options.engines}
-    if options.ragged and engines.pop("transformers generate_batch", None):
-        print("transformers generate_batch: skipped, it has one limit for all sequences\n")
-    print(f"vLLM: skipped, see benchmarks/vllm_rollout.py\n\n{workload}, {options.dtype}\n")
+    print(f"\n{workload}, {options.dtype}\n")
 
     rows = min(options.batch_size, options.sequences)
     rates, taken = [], defaultdict(list)
@@ -85,7 +91,8 @@ class Workload:
     """Prompts, and how many tokens each of them is to get.
 
     Attributes:
-        prompts: Token ids, one list a sequence, the samples of a prompt side by side.
+        texts: Of the prompts, one a sequence, the samples of a prompt side by side.
+        prompts: Their token ids.
         limits: Generated tokens of each.
     """
 
@@ -93,9 +100,10 @@ class Workload:
         self, options: argparse.Namespace, tokenizer: Any, tokens: int | None = None
     ) -> None:
         draw = random.Random(0)
-        self.prompts, self.limits = [], []
+        self.texts, self.prompts, self.limits = [], [], []
         for index in range(options.sequences):
             text = _QUESTION.format(index // options.generations)
+            self.texts.append(text)
             self.prompts.append(tokenizer.encode(text))
             length = draw.randint(*options.ragged) if options.ragged else options.tokens
             self.limits.append(tokens or length)
@@ -106,7 +114,8 @@ class Workload:
         return f"{len(self.prompts)} sequences of {lengths} tokens"
 
 
-Engine = Callable[[Workload], None]
+# Generates; returns CPU-seconds and peak GiB where another process has spent them.
+Engine = Callable[[Workload], tuple[float, float] | None]
 
 
 def _ours(**settings: Any) -> Callable[..., Engine]:
@@ -170,6 +179,18 @@ def _generate_batch(model: Any, tokenizer: Any, options: argparse.Namespace) -> 
     return run
 
 
+def _vllm(model: Any, tokenizer: Any, options: argparse.Namespace) -> Engine:
+    from vllm_rollout import start
+
+    end = start("soft", compiled=False, dtype=options.dtype)
+
+    def run(workload: Workload) -> tuple[float, float]:
+        end.send(("soft", workload.texts, workload.limits))
+        return end.recv()
+
+    return run
+
+
 _SAMPLING = {"do_sample": True, "top_p": 0.95, "top_k": 0, "eos_token_id": _NO_TOKEN}
 ENGINES: dict[str, Callable[..., Engine]] = {
     "ours soft": _ours(policy="gumbel"),
@@ -177,6 +198,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
     "ours discrete, top-p .95": _ours(policy="discrete", top_p=0.95),
     "transformers generate": _generate,
     "transformers generate_batch": _generate_batch,
+    "vLLM soft": _vllm,
 }
 
 
@@ -201,8 +223,10 @@ def _weights(model: Any) -> list[torch.Tensor]:
 def _measure(engine: Engine, workload: Workload) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     cpu, wall = time.process_time(), time.perf_counter()
-    engine(workload)
+    elsewhere = engine(workload)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    if elsewhere:
+        return {"cpu": elsewhere[0], "wall": wall, "peak": elsewhere[1]}
     (line,) = (x for x in _STATUS.read_text().splitlines() if x.startswith("VmHWM"))
     return {"cpu": cpu, "wall": wall, "peak": int(line.split()[1]) / 2**20}
 

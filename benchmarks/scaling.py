@@ -1,16 +1,18 @@
-"""How a rollout's cost grows: with sequences, length, columns, samples of a prompt, model size.
+"""How a rollout's cost grows: with sequences, length, columns, samples, model size, steps.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
 Soft rollouts of random Llama models, no token of which ends a sequence. One quantity is varied at a
 time; its values are measured in turn, and again. Prints Markdown tables of median CPU-seconds and
 the exponent: the slope of log cost over log quantity, by least squares (1: cost is proportional,
-0: it does not depend on it). The numbers go to a JSON file.
+0: it does not depend on it). For steps it is one rollout of 4,096 tokens, whose steps are timed at
+several places, attention by itself. The numbers go to a JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softgrpo import ThinkingConfig, TransformersEngine
@@ -63,13 +66,18 @@ SWEEPS: dict[str, tuple[list[int], Setting]] = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sweeps", nargs="+", default=list(SWEEPS), choices=list(SWEEPS))
+    sweeps = [*SWEEPS, "steps"]
+    parser.add_argument("--sweeps", nargs="+", default=sweeps, choices=sweeps)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the first two values, once")
     parser.add_argument("--json", default="scaling.json")
     options = parser.parse_args()
     results = []
     for quantity in options.sweeps:
+        if quantity == "steps":
+            results.append(_steps(512 if options.quick else 4096))
+            print(_table_of_steps(results[-1]), flush=True)
+            continue
         values, base = SWEEPS[quantity]
         if options.quick:
             values, options.repeats = values[:2], 1
@@ -100,6 +108,54 @@ def _sweep(quantity: str, values: list[int], base: Setting, repeats: int) -> dic
     }
 
 
+def _steps(length: int, sequences: int = 8, window: int = 64) -> dict[str, Any]:
+    """Median CPU-milliseconds of a step, and of attention in it, at growing distances."""
+    model = _model(256)
+    attend = functional.scaled_dot_product_attention
+    begun: list[float] = []
+    attention: list[float] = []
+
+    def timed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        start = time.process_time()
+        result = attend(*args, **kwargs)
+        attention[-1] += time.process_time() - start
+        return result
+
+    def begin(*_: Any) -> None:
+        begun.append(time.process_time())
+        attention.append(0.0)
+
+    hook = model.register_forward_pre_hook(begin)
+    functional.scaled_dot_product_attention = timed
+    try:
+        _seconds(model, Setting(sequences, length, generations=sequences))
+    finally:
+        functional.scaled_dot_product_attention = attend
+        hook.remove()
+    taken = [later - earlier for earlier, later in itertools.pairwise(begun)]
+    ends = [end for end in (128, 256, 512, 1024, 2048, 4096) if end <= length]
+    places = [slice(end - window, end) for end in ends]
+    whole = [1000 * statistics.median(taken[place]) for place in places]
+    inside = [1000 * statistics.median(attention[place]) for place in places]
+    return {"quantity": "steps", "values": ends, "step": whole, "attention": inside}
+
+
+def _table_of_steps(result: dict[str, Any]) -> str:
+    line = "|---" * (len(result["values"]) + 1) + "|"
+    rest = [a - b for a, b in zip(result["step"], result["attention"], strict=True)]
+    rows = {"a step": result["step"], "attention": result["attention"], "the rest": rest}
+    return "\n".join(
+        [
+            "\n| CPU-ms at step | " + " | ".join(f"{value:,}" for value in result["values"]) + " |",
+            line,
+        ]
+        + [
+            f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |"
+            for name, values in rows.items()
+        ]
+    )
+
+
 def _model(size: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -109,7 +165,7 @@ def _model(size: int) -> LlamaForCausalLM:
         num_hidden_layers=size // 64,
         num_attention_heads=size // 32,
         num_key_value_heads=size // 64,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
     )

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences a micro-batch")
     parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--shared-tokens", type=int, default=0, help="that all prompts begin with")
     parser.add_argument("--completion-tokens", type=int, default=64)
     parser.add_argument("--answer-tokens", type=int, default=16, help="ordinary tokens at the end")
     parser.add_argument("--ragged", action="store_true", help="completions of 1/4 to full length")
@@ -79,8 +80,9 @@ def _make_rollouts(options: argparse.Namespace, path: Path) -> None:
     # No token ends a sequence: its length is what was asked for.
     engine = TransformersEngine(model, tokenizer, eos_token_ids=[-1])
     draw = random.Random(0)
+    shared = [draw.randrange(1000, 20000) for _ in range(options.shared_tokens)]
     prompts = [
-        [draw.randrange(1000, 20000) for _ in range(options.prompt_tokens)]
+        shared + [draw.randrange(1000, 20000) for _ in range(options.prompt_tokens - len(shared))]
         for _ in range(options.sequences // options.generations)
     ]
     lengths = [options.completion_tokens] * options.generations

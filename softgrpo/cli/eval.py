@@ -263,6 +263,8 @@ def _check_context(
 
 def _engine(options: argparse.Namespace, tokenizer: Any, max_model_len: int) -> Any:
     if options.engine == "vllm":
+        if options.batch_tokens is not None:
+            raise ValueError("--batch-tokens: vLLM's cache takes what memory it is given")
         if options.subfolder:
             raise ValueError("--subfolder: vLLM opens no subfolder; download it and give its path")
         from softgrpo.rollout.vllm_engine import VLLMEngine
@@ -283,7 +285,10 @@ def _engine(options: argparse.Namespace, tokenizer: Any, max_model_len: int) -> 
         options.subfolder,
     )
     return TransformersEngine(
-        model.to(default_device()), tokenizer, max_batch_size=options.batch_size
+        model.to(default_device()),
+        tokenizer,
+        max_batch_size=options.batch_size,
+        max_batch_tokens=options.batch_tokens,
     )
 
 

@@ -265,6 +265,9 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--batch-size", type=int, default=64, metavar="N", help="sequences (64)")
     where.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="positions of the key-value cache, at most"
+    )
+    where.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of weights"
     )
     where.add_argument("--revision", help="branch, tag or commit on the hub")

@@ -123,18 +123,34 @@ class _Layout:
         queries = _rows(q, self.completions)
         keys, values = _rows(k, self.paths), _rows(v, self.paths)
         blocks = [
-            F.scaled_dot_product_attention(
+            _attend_in_groups(
                 queries[:, :, i * _BLOCK : (i + 1) * _BLOCK],
                 keys[:, :, : seen.shape[-1]],
                 values[:, :, : seen.shape[-1]],
-                attn_mask=seen,
-                **options,
+                seen,
+                options,
             )
             for i, seen in enumerate(self.seen)
         ]
         if blocks:
             results.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))
         return torch.cat(results).index_select(0, self.places).transpose(0, 1)[None]
+
+
+def _attend_in_groups(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Attention with the heads of a group as rows of one block, which bfloat16 on a CPU likes."""
+    rows, heads, length, _ = query.shape
+    groups = key.shape[1]
+    output = F.scaled_dot_product_attention(
+        query.reshape(rows, groups, heads // groups * length, -1),
+        key,
+        value,
+        attn_mask=mask.repeat(1, 1, heads // groups, 1),
+        **options | {"enable_gqa": False},
+    )
+    return output.reshape(rows, heads, length, -1)
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Decode attention that does not copy the cache.
 
 transformers' sdpa attention repeats the keys and values of a group for each of its heads whenever
-there is a mask, as there is for prompts of different lengths: with a cache that is most of a
-decoding step. Here the heads of a group are the rows of one query block over the same keys. It is
-the same function of the same numbers; prefill and everything else go to transformers' own.
+there is a mask, as there is for prompts of different lengths, and leaves it to torch's own grouping
+where there is none, which is slow on a CPU: with a cache that is most of a decoding step. Here the
+heads of a group are the rows of one query block over the same keys. It is the same function of the
+same numbers; prefill and everything else go to transformers' own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def grouped_sdpa(
     """
     batch, heads, length, size = query.shape
     groups = key.shape[1]
-    is_plain = length == 1 and attention_mask is not None and attention_mask.shape[1] == 1
+    # Without a mask a single query sees every key.
+    is_plain = length == 1 and (attention_mask is None or attention_mask.shape[1] == 1)
     if not is_plain or heads == groups or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs

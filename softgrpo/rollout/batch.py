@@ -22,6 +22,7 @@ from softgrpo.replay.logps import replay_logits
 from softgrpo.rollout.attention import grouped_attention
 from softgrpo.rollout.cache import KeyValues, SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
+from softgrpo.rollout.prepacked import prepacked
 from softgrpo.rollout.steps import advance
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.noise import NoiseStream
@@ -149,7 +150,7 @@ class DecodingBatch:
         was_training = self.model.training
         self.model.eval()
         try:
-            with grouped_attention(self.model):
+            with grouped_attention(self.model), prepacked(self.model, sum(self.limits)):
                 yield from self._decode(decode, on_finished)
         finally:
             self.model.train(was_training)

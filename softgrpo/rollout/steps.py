@@ -83,26 +83,31 @@ def _draw(logits: Tensor, noise: Tensor, config: ThinkingConfig, thinks: list[bo
     )
 
 
-def _draw_token(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftStep:
+def _draw_token(
+    logits: Tensor, config: ThinkingConfig, noise: Tensor, num_columns: int = _NUCLEUS
+) -> SoftStep:
     """A token; a nucleus of the vocabulary is cut from its likeliest columns, which are sorted.
 
     Sorting all of them takes as long as the model does. As many are taken as hold top_p of the
-    mass; among them top_p is a larger share, and the nucleus and the draw are the same.
+    mass, row by row; among them top_p is a larger share, and the nucleus and the draw are the same.
     """
-    top_p, num_columns = config.top_p, _NUCLEUS
-    if config.top_k is not None or not isinstance(top_p, float) or top_p == 1:
+    top_p = config.top_p
+    is_nucleus = config.top_k is None and top_p != 1
+    if not isinstance(top_p, float) or not is_nucleus or num_columns >= logits.shape[-1]:
         return draw_step(logits, config, noise=noise)
     temperature = torch.as_tensor(config.temperature, device=logits.device).reshape(-1, 1)
+    values, ids = logits.topk(num_columns, dim=-1)
     log_total = torch.logsumexp(logits / temperature, dim=-1)
-    while num_columns < logits.shape[-1]:
-        values, ids = logits.topk(num_columns, dim=-1)
-        mass = torch.exp(torch.logsumexp(values / temperature, dim=-1) - log_total)
-        if bool((mass > top_p).all()):
-            narrowed = replace(config, top_p=top_p / mass)
-            step = draw_step(values, narrowed, noise=noise)
-            return replace(step, ids=ids.gather(-1, step.ids))
-        num_columns *= _WIDER
-    return draw_step(logits, config, noise=noise)
+    mass = torch.exp(torch.logsumexp(values / temperature, dim=-1) - log_total)
+    is_held = mass > top_p  # never where it is not finite
+    share = torch.where(is_held, top_p / mass, 1.0)
+    step = draw_step(values, replace(config, top_p=share), noise=noise)
+    step = replace(step, ids=ids.gather(-1, step.ids))
+    flat = (~is_held).nonzero()[:, 0]
+    if len(flat):
+        wider = _draw_token(logits[flat], config, noise[flat], num_columns * _WIDER)
+        step.ids[flat], step.entropy[flat] = wider.ids, wider.entropy
+    return step
 
 
 def _make_one_hot(step: SoftStep, rows: Tensor) -> None:

@@ -47,6 +47,11 @@ class SofTGRPOConfig(GRPOConfig):
             ``vllm_gpu_memory_utilization`` and ``vllm_server_base_url`` are read.
         rollout_dtype: ``model``, or a dtype in which a copy of the model makes the rollouts.
         rollout_batch_size: Sequences decoded together.
+        rollout_batch_tokens: Positions of the rollout's key-value cache; see TransformersEngine's
+            ``max_batch_tokens``. None: as many as rollout_batch_size sequences take.
+        train_batch_tokens: Most tokens of a pass through the model in training: a micro-batch with
+            more is passed in parts, with the same gradient. A sequence that is longer has a pass of
+            its own, the only kind to which ``gradient_checkpointing`` then applies. None: no limit.
         share_prompts: Lay each micro-batch out without padding and compute what its prompts have in
             common once (the same numbers, fewer tokens). It needs sdpa or eager attention and
             full-attention layers; null: where the model attends by sdpa and allows it.
@@ -143,6 +148,17 @@ class SofTGRPOConfig(GRPOConfig):
     rollout_batch_size: int = field(
         default=128, metadata={"help": "Sequences decoded together in a rollout."}
     )
+    rollout_batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Most positions of the rollout's key-value cache; bounds its memory."},
+    )
+    train_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of a training pass; a micro-batch with more is passed in parts, "
+            "and only longer sequences are checkpointed."
+        },
+    )
     share_prompts: bool | None = field(
         default=None,
         metadata={
@@ -168,6 +184,19 @@ class SofTGRPOConfig(GRPOConfig):
             self.min_p = 0.0
         if self.rollout_batch_size < 1:
             raise ValueError(f"rollout_batch_size={self.rollout_batch_size}: must be >= 1")
+        for name in ("rollout_batch_tokens", "train_batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be >= 1, or null for no limit")
+        if self.rollout_batch_tokens is not None and self.engine != "transformers":
+            raise ValueError(
+                f"rollout_batch_tokens: engine={self.engine!r} has a cache of its own, sized by "
+                "vllm_gpu_memory_utilization or by the server's flags"
+            )
+        if self.train_batch_tokens is not None and self.deepspeed_plugin is not None:
+            raise ValueError(
+                "train_batch_tokens: DeepSpeed counts backward passes: use FSDP2 or DDP"
+            )
         thinking = self.thinking
         self.top_k, self.top_p = thinking.top_k, thinking.top_p  # type: ignore[assignment]
         self.density = check_density(thinking.policy, self.density)  # type: ignore[arg-type]

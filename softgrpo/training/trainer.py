@@ -7,7 +7,8 @@ What differs from GRPOTrainer, and nothing else is overridden:
  4. tokens nobody drew (a forced end of thinking) are left out of the loss;
  5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
- 7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same.
+ 7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same;
+ 8. a micro-batch with more tokens than the budget goes through the model in several passes.
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +36,21 @@ from trl.trainer.utils import RepeatSampler
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.rollout import Rollout, TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
-from softgrpo.thinking import POLICIES, SoftTrace
+from softgrpo.thinking import SoftTrace
 from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
+from softgrpo.training.metrics import thinking_metrics, thinking_sums
+from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
 _TRACE_PREFIX = "trace_"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# Losses whose normaliser is the number of sequences in a micro-batch (or holds it as a factor).
+_MEANS_OVER_SEQUENCES = ("grpo", "sapo", "luspo", "dr_grpo")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -107,6 +114,11 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "router_aux_loss_coef: the load-balancing loss of a mixture of experts is not "
                 "supported by softgrpo: set it to 0"
             )
+        if args.train_batch_tokens is not None and not self._is_sum_over_sequences:
+            raise ValueError(
+                "train_batch_tokens: with loss_type bnpo, top_entropy_quantile or an entropy bonus "
+                "the loss averages over a micro-batch's tokens and cannot be computed in parts"
+            )
         policy = causal_lm(self.model)
         check_model(policy)
         args.thinking.check_vocabulary(policy.get_output_embeddings().weight.shape[0])
@@ -128,6 +140,7 @@ class SofTGRPOTrainer(GRPOTrainer):
                 self._tokenizer,
                 dtype=self._rollout_dtype(),
                 max_batch_size=args.rollout_batch_size,
+                max_batch_tokens=args.rollout_batch_tokens,
                 eos_token_ids=self.eos_token_ids,
             )
         if is_peft_model(self.model):
@@ -284,35 +297,13 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # Metrics of our own
     def _log_thinking(self, rollouts: list[Rollout], mode: str) -> None:
-        """soft/*: how soft the soft steps were, and how the thinking ended, over all processes."""
+        """soft/* of the rollouts of all processes."""
         assert self._trace is not None
-        trace, config = self._trace, self.args.thinking
-        soft = trace.is_soft
-        weights = POLICIES[config.policy].weights(trace.scores[soft], trace.support[soft], config)
-        squared = weights.square().sum(-1)
-        closed = sum(rollout.thinking_ended_by is not None for rollout in rollouts)
-        budget = sum(rollout.thinking_ended_by in ("budget", "cold_stop") for rollout in rollouts)
-        sums = [
-            soft.sum(),
-            trace.mask.sum(),
-            (1 / squared).sum(),
-            weights.amax(-1).sum() if len(weights) else 0.0,
-            trace.support[soft].sum(),
-            len(rollouts),
-            closed,
-            budget,
-        ]
-        local = torch.tensor([float(x) for x in sums], device=self.accelerator.device)
+        sums = thinking_sums(rollouts, self._trace, self.args.thinking)
+        local = torch.tensor(sums, device=self.accelerator.device)
         total = self.accelerator.reduce(local, reduction="sum").tolist()
-        num_soft, num_steps, effective, largest, size, count, num_closed, num_forced = total
-        metrics = self._metrics[mode]
-        metrics["soft/share_of_steps"].append(num_soft / max(num_steps, 1))
-        metrics["soft/thinking_closed"].append(num_closed / count)
-        metrics["soft/thinking_forced"].append(num_forced / count)
-        if num_soft:
-            metrics["soft/effective_support"].append(effective / num_soft)
-            metrics["soft/max_weight"].append(largest / num_soft)
-            metrics["soft/support_size"].append(size / num_soft)
+        for name, value in thinking_metrics(total).items():
+            self._metrics[mode][name].append(value)
 
     def _log_gap(self, trainer_logps: Tensor, rollout_logps: Tensor, mask: Tensor) -> None:
         """Rollout against trainer log-densities (nats), same weights: numerical error only."""
@@ -412,7 +403,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         self._buffered_inputs = [
             batch
             for start in range(0, len(batches), window)
-            for batch in _prompts_together(batches[start : start + window])
+            for batch in prompts_together(batches[start : start + window])
         ]
         return self._buffered_inputs[self._step % len(batches)]
 
@@ -433,6 +424,38 @@ class SofTGRPOTrainer(GRPOTrainer):
     def _batches_an_update(self) -> int:
         """How many consecutive batches of a rollout are sure to be of the same update."""
         return math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation or 1)
+
+    # 8. Passes within a budget of tokens
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        budget = self.args.train_batch_tokens
+        if budget is None or not self.model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        passes = plan_passes(inputs, budget, self._shares_prompts)
+        count = torch.tensor(len(passes), device=self.accelerator.device)
+        # Every process makes as many: they meet in each (gathered metrics, FSDP's shards).
+        passes = in_passes(passes, int(self.accelerator.gather(count).max()))
+        done = torch.zeros((), device=self.accelerator.device)
+        for rows in passes[:-1]:
+            with self.accelerator.no_sync(model):
+                loss = self._loss_of(model, inputs, rows, *args, **kwargs)
+                self.accelerator.backward(loss)
+            done += loss.detach()
+        return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
+
+    def _loss_of(
+        self, model: Any, inputs: dict[str, Any], rows: list[int], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The part of a micro-batch's loss that comes from some of its sequences.
+
+        One sequence alone can be over the budget: gradient checkpointing is for it only.
+        """
+        batch = take(inputs, rows)
+        num_tokens = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
+        is_long = len(rows) == 1 and num_tokens > (self.args.train_batch_tokens or 0)
+        with nullcontext() if is_long else _without_checkpointing(causal_lm(self.model)):
+            loss = super().compute_loss(model, batch, *args, **kwargs)
+        is_mean = self.loss_type in _MEANS_OVER_SEQUENCES
+        return loss * len(rows) / len(inputs["prompt_ids"]) if is_mean else loss
 
 
 class _EpochSampler(RepeatSampler):
@@ -457,18 +480,17 @@ def _shares_prompts(model: Any, wanted: bool | None) -> bool:
     return wanted is not False
 
 
-def _prompts_together(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sequences of some micro-batches of one size, dealt out again in the order of prompts."""
-    prompts = [row for batch in batches for row in batch["prompt_ids"].tolist()]
-    order = sorted(range(len(prompts)), key=prompts.__getitem__)
-    parts = torch.tensor(order).chunk(len(batches))
-    dealt = [dict(batch) for batch in batches]
-    for name, value in batches[0].items():
-        if isinstance(value, Tensor) and value.dim():
-            rows = torch.cat([batch[name] for batch in batches])
-            for batch, part in zip(dealt, parts, strict=True):
-                batch[name] = rows[part.to(rows.device)]
-    return dealt
+@contextmanager
+def _without_checkpointing(model: Any) -> Iterator[None]:
+    """Let a model's layers keep their activations for the backward pass."""
+    layers = [x for x in model.modules() if getattr(x, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 @contextmanager

@@ -32,6 +32,7 @@ CASES = {
     "kl": {"density": "concrete", "loss_type": "grpo", "beta": 0.1, "num_iterations": 2},
     "discrete": {"policy": "discrete", "top_k": None},
     "budget": {"reduction": "sum", "max_think_tokens": 3},
+    "passes": {"loss_type": "grpo", "train_batch_tokens": 20},
 }
 _COMMON = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 2,
            "lr_scheduler_type": "constant"}  # fmt: skip

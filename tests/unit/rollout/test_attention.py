@@ -19,11 +19,14 @@ class _Module(torch.nn.Module):
 @pytest.mark.parametrize("length", [1, 3], ids=["decode", "prefill"])
 @pytest.mark.parametrize("heads", [2, 6], ids=["one head a group", "three"])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_it_is_the_same_function(length, heads, scaling):
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_it_is_the_same_function(length, heads, scaling, is_padded):
     query = torch.randn(4, heads, length, 8)
     key, value = torch.randn(4, 2, 5, 8), torch.randn(4, 2, 5, 8)
     mask = torch.ones(4, 1, length, 5, dtype=torch.bool)
     mask[1, ..., :2] = False  # left padding
+    if not is_padded:
+        mask = None
     module = _Module(heads // 2)
     wanted, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
     found, _ = grouped_sdpa(module, query, key, value, mask, scaling=scaling)

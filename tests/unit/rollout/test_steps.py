@@ -12,7 +12,9 @@ from softgrpo.thinking.step import draw_step
 from tests.helpers import word_tokenizer
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0], ids="spread {}".format)
+# The last has flat and peaked rows together.
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0, torch.linspace(0.3, 10, 40)[:, None]],
+                         ids=["none", "1", "3", "10", "by row"])  # fmt: skip
 @pytest.mark.parametrize(
     "settings",
     [{"top_p": 0.95}, {"top_p": 0.3, "min_p": 0.02}, {"top_p": 0.95, "top_k": 40}, {"top_p": 1.0}],
@@ -26,7 +28,9 @@ def test_a_token_is_drawn_as_from_the_sorted_vocabulary(spread, settings):
     phases = [ThinkingPhase(Markers((), word_tokenizer()), config) for _ in range(40)]
     found, is_soft = advance(logits, noise, config, phases)
     wanted = draw_step(logits, config, noise=noise)
-    if spread:  # without, all columns tie, and which of them come first is topk's business
+    if torch.as_tensor(
+        spread
+    ).any():  # without, all columns tie, and which of them come first is topk's business
         assert torch.equal(found.ids, wanted.ids)
     torch.testing.assert_close(found.entropy, wanted.entropy, rtol=1e-4, atol=1e-4)
     assert found.support.all() and not is_soft.any()

@@ -1,0 +1,130 @@
+"""Passes within a budget of tokens have the gradient, and the loss, of the whole micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers import (
+    TRAIN_PROMPTS,
+    assert_same,
+    gradients,
+    make_trainer,
+    parameters,
+    tiny_model,
+    train_config,
+)
+
+SETTINGS = {
+    "grpo": {"loss_type": "grpo"},
+    "dr_grpo": {"loss_type": "dr_grpo"},
+    "dapo": {"loss_type": "dapo"},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+    "sapo": {"loss_type": "sapo"},
+    "sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    "kl, old": {"beta": 0.05, "num_iterations": 2},
+    "marker forced": {"max_think_tokens": 3},
+    "discrete": {"policy": "discrete", "top_k": None},
+}
+
+
+def _trainer(folder, attention="sdpa", **settings):
+    return make_trainer(tiny_model(attention=attention), train_config(folder, **settings))
+
+
+def _inputs(trainer):
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [{"prompt": prompt} for prompt in TRAIN_PROMPTS[:2] for _ in range(4)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def _step(trainer, inputs, budget):
+    """Loss and gradients, and the shapes of the passes through the model."""
+    shapes = []
+    handle = trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    trainer.args.train_batch_tokens = budget
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(inputs))
+    trainer.accelerator.backward(loss)
+    handle.remove()
+    return gradients(trainer.model) | {"loss": loss.detach()}, shapes
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_gradient_is_that_of_the_whole(setting, share_prompts, tmp_path):
+    trainer = _trainer(tmp_path, share_prompts=share_prompts, **SETTINGS[setting])
+    inputs = _inputs(trainer)
+    whole, shapes = _step(trainer, inputs, None)
+    assert len(shapes) == 1
+    for budget in (1, 25):
+        parts, shapes = _step(trainer, inputs, budget)
+        assert sum(rows for rows, _ in shapes) == 8 and len(shapes) > 1
+        assert_same(parts, whole, 1e-5)
+    assert whole["model.embed_tokens.weight"].abs().max() > 1e-4
+
+
+def test_only_a_sequence_over_the_budget_is_checkpointed(tmp_path):
+    trainer = _trainer(tmp_path, gradient_checkpointing=True)
+    inputs = _inputs(trainer)
+    trainer.model.gradient_checkpointing_enable()  # as train() does
+    layer = trainer.model.model.layers[0]
+    calls = []
+    original = layer._gradient_checkpointing_func
+    layer._gradient_checkpointing_func = lambda *args: calls.append(1) or original(*args)
+    whole, _ = _step(trainer, inputs, None)
+    assert len(calls) == 1
+    lengths = inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)
+    budget = int(lengths.max()) - 1
+    calls.clear()
+    parts, _ = _step(trainer, inputs, budget)
+    assert len(calls) == int((lengths > budget).sum())
+    assert layer.gradient_checkpointing
+    assert_same(parts, whole, 1e-5)
+
+
+def test_a_run_with_a_budget_is_the_run_without(tmp_path):
+    settings = {"max_steps": 2, "learning_rate": 1e-3}
+    runs = []
+    for budget in (None, 20):
+        trainer = _trainer(tmp_path / str(budget), train_batch_tokens=budget, **settings)
+        trainer.train()
+        runs.append(parameters(trainer.model))
+    assert_same(runs[1], runs[0], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"entropy_coef": 0.1}],
+    ids=["bnpo", "top_entropy", "entropy_bonus"],
+)
+def test_a_loss_that_is_no_sum_over_sequences_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match="train_batch_tokens"):
+        _trainer(tmp_path, train_batch_tokens=100, **settings)
+
+
+@pytest.mark.parametrize("name", ["train_batch_tokens", "rollout_batch_tokens"])
+def test_a_budget_of_nothing_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        train_config(tmp_path, **{name: 0})
+
+
+def test_the_rollouts_budget_reaches_the_engine(tmp_path):
+    trainer = _trainer(tmp_path, rollout_batch_tokens=40)
+    assert trainer.engine.max_batch_tokens == 40
+    with pytest.raises(ValueError, match="rollout_batch_tokens"):
+        train_config(tmp_path, rollout_batch_tokens=40, engine="vllm")
+    small = _trainer(tmp_path, rollout_batch_tokens=3)
+    with pytest.raises(ValueError, match="max_batch_tokens=3 cannot hold one sequence"):
+        small.train()
+
+
+def test_evaluation_has_no_budget(tmp_path):
+    trainer = _trainer(tmp_path, train_batch_tokens=1)
+    inputs = _inputs(trainer)
+    trainer.model.eval()
+    with torch.no_grad():
+        assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))

@@ -1,0 +1,80 @@
+"""Linear layers with laid out weights are the same linear layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from softgrpo.rollout import prepacked as module
+from softgrpo.rollout.prepacked import prepacked
+from tests.helpers import roll_out, thinking, tiny_model
+
+MANY, FEW = 10_000, 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3)])
+def test_it_is_the_same_product(dtype, bias, shape):
+    layer = nn.Linear(24, 40, bias=bias, dtype=dtype)
+    x = torch.randn(*shape, 24, dtype=dtype)
+    with torch.no_grad():
+        wanted = layer(x)
+        with prepacked(nn.ModuleList([layer]), MANY):
+            assert "forward" in layer.__dict__
+            found = layer(x)
+    assert found.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_the_layers_are_themselves_again_after_an_error():
+    model = tiny_model()
+    with pytest.raises(RuntimeError), prepacked(model, MANY):
+        assert "forward" in model.get_output_embeddings().__dict__
+        raise RuntimeError
+    assert not any("forward" in layer.__dict__ for layer in model.modules())
+
+
+def test_weights_are_read_anew_each_time():
+    layer = nn.Linear(3, 2, bias=False)
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        for _ in range(2):
+            layer.weight.copy_(torch.randn(2, 3))
+            with prepacked(nn.ModuleList([layer]), MANY):
+                torch.testing.assert_close(layer(x), x @ layer.weight.T)
+
+
+class _Special(nn.Linear):
+    pass
+
+
+def test_what_is_no_plain_linear_layer_is_left_alone():
+    patched = nn.Linear(3, 2)
+    patched.forward = lambda x: x
+    layers = [_Special(3, 2), patched, nn.Linear(3, 2, dtype=torch.float64)]
+    with prepacked(nn.ModuleList(layers), MANY):
+        assert "forward" not in layers[0].__dict__ and "forward" not in layers[2].__dict__
+        assert patched(5) == 5
+    assert patched(5) == 5
+
+
+def test_few_tokens_and_autocast_leave_the_layers_alone():
+    layer = nn.ModuleList([nn.Linear(3, 2)])
+    with prepacked(layer, FEW):
+        assert "forward" not in layer[0].__dict__
+    with torch.autocast("cpu", torch.bfloat16), prepacked(layer, MANY):
+        assert "forward" not in layer[0].__dict__
+
+
+@pytest.mark.parametrize("model", ["tied", "untied"])
+def test_rollouts_are_the_same(model, monkeypatch):
+    found = {}
+    for worth in (0, 10**9):
+        monkeypatch.setattr(module, "_WORTH_TOKENS", worth)
+        found[worth] = roll_out(tiny_model(model), thinking("gumbel"))
+    for packed, plain in zip(found[0], found[10**9], strict=True):
+        assert packed.token_ids == plain.token_ids
+        torch.testing.assert_close(packed.trace.scores, plain.trace.scores, rtol=1e-4, atol=1e-4)

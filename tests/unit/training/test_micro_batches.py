@@ -1,0 +1,89 @@
+"""Batches dealt out by prompt and by tokens: every sequence once, within the budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
+
+PROMPTS = [[3, 4, 5], [6], [3, 4, 5], [7, 8], [6], [7, 8]]
+LENGTHS = [2, 5, 1, 3, 4, 2]
+
+
+def _batch(prompts=PROMPTS, lengths=LENGTHS, width=6):
+    """TRL's form: prompts padded at the left, completions at the right, a step's columns."""
+    longest = max(map(len, prompts)) + 1  # nobody needs the first column
+    ids = [[0] * (longest - len(p)) + p for p in prompts]
+    steps = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return {
+        "prompt_ids": torch.tensor(ids),
+        "prompt_mask": (torch.tensor(ids) > 0).long(),
+        "completion_ids": torch.arange(len(prompts) * width).view(len(prompts), width),
+        "completion_mask": steps.long(),
+        "advantages": torch.arange(len(prompts)).float(),
+        "trace_scores": torch.randn(len(prompts), width, 3),
+        "num_items_in_batch": torch.tensor(sum(lengths)),
+        "old_per_token_logps": None,
+    }
+
+
+@pytest.mark.parametrize("shares_prompts", [True, False])
+@pytest.mark.parametrize("budget", [1, 8, 12, 17, 1000])
+def test_every_sequence_has_one_pass_and_passes_keep_to_the_budget(budget, shares_prompts):
+    passes = plan_passes(_batch(), budget, shares_prompts)
+    assert sorted(row for rows in passes for row in rows) == list(range(6))
+    for rows in passes:
+        if shares_prompts:
+            distinct = {tuple(PROMPTS[row]) for row in rows}
+            tokens = sum(map(len, distinct)) + sum(LENGTHS[row] for row in rows)
+        else:
+            longest = max(len(PROMPTS[row]) for row in rows) + max(LENGTHS[row] for row in rows)
+            tokens = len(rows) * longest
+        assert tokens <= budget or len(rows) == 1
+
+
+def test_a_shared_prompt_is_counted_once():
+    batch = _batch([[3, 4, 5, 6]] * 3, [2, 2, 2])
+    assert plan_passes(batch, 10, shares_prompts=True) == [[0, 1, 2]]
+    assert plan_passes(batch, 10, shares_prompts=False) == [[0], [1], [2]]
+
+
+def test_without_sharing_the_like_lengths_go_together():
+    batch = _batch([[3]] * 4, [6, 1, 6, 1])
+    assert plan_passes(batch, 14, shares_prompts=False) == [[1, 3], [0, 2]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_more_passes_are_made_by_halving(count):
+    passes = in_passes([[0, 1, 2, 3], [4], [5]], count)
+    assert len(passes) == max(count, 3)
+    assert sorted(row for rows in passes for row in rows) == list(range(6))
+    assert all(passes)
+
+
+def test_a_part_keeps_its_rows_and_drops_columns_of_padding():
+    batch = _batch()
+    part = take(batch, [1, 4])
+    assert part["prompt_ids"].tolist() == [[6], [6]]
+    assert part["prompt_mask"].tolist() == [[1], [1]]
+    for name in ("completion_ids", "completion_mask", "trace_scores"):
+        assert torch.equal(part[name], batch[name][[1, 4], :5])
+    assert part["advantages"].tolist() == [1, 4]
+    assert part["num_items_in_batch"] == sum(LENGTHS)
+    assert part["old_per_token_logps"] is None
+
+
+def test_samples_of_a_prompt_meet_and_every_row_stays_whole():
+    batch = _batch()
+    halves = [{k: v[i : i + 3] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+              for i in (0, 3)]  # fmt: skip
+    dealt = prompts_together(halves)
+    assert [tuple(row) for part in dealt for row in part["prompt_ids"].tolist()] == sorted(
+        tuple(row) for row in batch["prompt_ids"].tolist()
+    )
+    for part in dealt:
+        for row, index in enumerate(part["advantages"].long().tolist()):
+            for name, value in batch.items():
+                if torch.is_tensor(value) and value.dim():
+                    assert torch.equal(part[name][row], value[index]), name
