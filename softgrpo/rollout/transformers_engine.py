@@ -46,6 +46,8 @@ class StreamedStep:
 class TransformersEngine:
     """RolloutEngine over a transformers model in this process.
 
+    On a CPU a second copy of the weights is held while it generates (see rollout.prepacked).
+
     Args:
         model: A causal LM; used as it is, in eval mode while generating.
         tokenizer: Its tokenizer.

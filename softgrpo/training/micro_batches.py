@@ -33,7 +33,8 @@ def plan_passes(batch: Batch, max_tokens: int, shares_prompts: bool) -> list[lis
     A sequence that is longer has a pass of its own. Where prompts are shared a pass has the tokens
     of its distinct prompts and of its completions; else those of its padded rows.
     """
-    prompts = [tuple(row) for row in batch["prompt_ids"].tolist()]
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = [numbers.setdefault(tuple(row), len(numbers)) for row in batch["prompt_ids"].tolist()]
     prompt_lengths = batch["prompt_mask"].sum(1).tolist()
     lengths = batch["completion_mask"].sum(1).tolist()
     order = list(range(len(prompts)))
