@@ -211,7 +211,8 @@ class DecodingBatch:
         if shared:
             ids = torch.tensor([self.prompts[0][:shared]], device=self.device)
             cache = SlotCache(self.model.config, 1, shared)
-            self._forward(cache, torch.ones_like(ids), input_ids=ids)
+            mask = torch.ones_like(ids)
+            self._forward(cache, mask, position_ids(mask), input_ids=ids)
             self._shared = cache.extract(0, torch.arange(shared, device=self.device))
 
     def _prefill(self, prompts: list[Prompt]) -> None:
@@ -235,10 +236,14 @@ class DecodingBatch:
             ids[i, longest - len(suffix) :] = torch.tensor(suffix)
             mask[i, shared + longest - len(suffix) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = position_ids(mask)
         size = max(1, _PREFILL_TOKENS // len(prompts))
         for start in range(0, longest, size):
             part = ids[:, start : start + size]
-            logits = self._forward(cache, mask[:, : shared + start + part.shape[1]], input_ids=part)
+            end = shared + start + part.shape[1]
+            logits = self._forward(
+                cache, mask[:, :end], positions[:, end - part.shape[1] : end], input_ids=part
+            )
         for i, prompt in enumerate(prompts):
             states = cache.extract(i, mask[i].nonzero()[:, 0])
             self._prefilled[prompt] = _Prefilled(logits[i], states)
@@ -247,19 +252,24 @@ class DecodingBatch:
     def _next_logits(self, inputs: Tensor) -> Tensor:
         """The model's answer to one more input [N, D] of every running sequence."""
         self.cache.make_room()
-        columns = torch.arange(self.cache.window.start, self.cache.window.end + 1)
-        mask = (columns >= torch.tensor(self.cache.starts)[:, None]).long().to(self.device)
-        return self._forward(self.cache, mask, inputs_embeds=inputs[:, None])
+        window, starts = self.cache.window, torch.tensor(self.cache.starts)[:, None]
+        mask = torch.arange(window.start, window.end + 1) >= starts
+        positions = (window.end - starts).to(self.device)
+        return self._forward(
+            self.cache, mask.to(self.device), positions, inputs_embeds=inputs[:, None]
+        )
 
-    def _forward(self, cache: SlotCache, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """Last position's logits [rows, V]; the inputs are the end of attention_mask.
+    def _forward(
+        self, cache: SlotCache, attention_mask: Tensor, positions: Tensor, **inputs: Tensor
+    ) -> Tensor:
+        """Last position's logits [rows, V]; attention_mask ends with the inputs, at ``positions``.
 
         The model itself is called, never a part of it: FSDP2 wants its root to run first.
         """
         (tokens,) = inputs.values()
         logits = self.model(
             attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask)[:, -tokens.shape[1] :],
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
