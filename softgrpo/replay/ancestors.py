@@ -102,11 +102,13 @@ class _Layout:
         ]
         return _Layout(prompts, completions, paths, seen, places)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False, **options: Any
+    ) -> Tensor:
         """Attention to ancestors: query [1, H, S, D], keys and values [1, H', S, D].
 
         Args:
-            options: Of F.scaled_dot_product_attention: dropout_p, scale, enable_gqa.
+            enable_gqa, options: Of F.scaled_dot_product_attention; options: dropout_p, scale.
 
         Returns:
             [1, H, S, D].
@@ -117,18 +119,19 @@ class _Layout:
             _rows(k, self.prompts),
             _rows(v, self.prompts),
             is_causal=True,
+            enable_gqa=enable_gqa,
             **options,
         )
         results = [prompts.transpose(1, 2).flatten(0, 1)]
         queries = _rows(q, self.completions)
         keys, values = _rows(k, self.paths), _rows(v, self.paths)
         blocks = [
-            _attend_in_groups(
+            attend_in_groups(
                 queries[:, :, i * _BLOCK : (i + 1) * _BLOCK],
                 keys[:, :, : seen.shape[-1]],
                 values[:, :, : seen.shape[-1]],
                 seen,
-                options,
+                **options,
             )
             for i, seen in enumerate(self.seen)
         ]
@@ -137,20 +140,34 @@ class _Layout:
         return torch.cat(results).index_select(0, self.places).transpose(0, 1)[None]
 
 
-def _attend_in_groups(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, options: dict[str, Any]
+def attend_in_groups(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Tensor:
-    """Attention with the heads of a group as rows of one block, which bfloat16 on a CPU likes."""
-    rows, heads, length, _ = query.shape
+    """F.scaled_dot_product_attention with the heads of a group as rows of one query block.
+
+    Keys and values are not repeated for each head; torch's own grouping is slow on a CPU.
+
+    Args:
+        query: [B, H, L, D].
+        key, value: [B, H', S, D], H a multiple of H'.
+        mask: [B, 1, L, S] or None.
+        options: dropout_p and scale.
+
+    Returns:
+        [B, H, L, D of the values].
+    """
+    batch, heads, length, size = query.shape
     groups = key.shape[1]
+    if mask is not None and length > 1:  # a single row broadcasts
+        mask = mask.repeat(1, 1, heads // groups, 1)
     output = F.scaled_dot_product_attention(
-        query.reshape(rows, groups, heads // groups * length, -1),
+        query.reshape(batch, groups, heads // groups * length, size),
         key,
         value,
-        attn_mask=mask.repeat(1, 1, heads // groups, 1),
-        **options | {"enable_gqa": False},
+        attn_mask=mask,
+        **options,
     )
-    return output.reshape(rows, heads, length, -1)
+    return output.reshape(batch, heads, length, value.shape[-1])
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:

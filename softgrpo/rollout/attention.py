@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from softgrpo.replay.ancestors import attend_in_groups
 
 _NAME = "softgrpo_grouped_sdpa"
 
@@ -36,22 +37,15 @@ def grouped_sdpa(
     Returns:
         [B, L, heads, D] and no attention weights.
     """
-    batch, heads, length, size = query.shape
-    groups = key.shape[1]
+    heads, length = query.shape[1:3]
     # Without a mask a single query sees every key.
     is_plain = length == 1 and (attention_mask is None or attention_mask.shape[1] == 1)
-    if not is_plain or heads == groups or kwargs.get("position_bias") is not None:
+    if not is_plain or heads == key.shape[1] or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    output = F.scaled_dot_product_attention(
-        query.reshape(batch, groups, heads // groups, size),
-        key,
-        value,
-        attn_mask=attention_mask,
-        scale=scaling,
-    )
-    return output.reshape(batch, 1, heads, value.shape[-1]), None
+    output = attend_in_groups(query, key, value, attention_mask, scale=scaling)
+    return output.transpose(1, 2), None
 
 
 @contextmanager
