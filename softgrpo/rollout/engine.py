@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
@@ -49,7 +49,7 @@ class RolloutEngine(Protocol):
         prompts: Sequence[Sequence[int]],
         config: ThinkingConfig,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         num_generations: int = 1,
         seed: int = 0,
         first_sequence: int = 0,
@@ -61,7 +61,8 @@ class RolloutEngine(Protocol):
         Args:
             prompts: Token ids. Equal prompts share one prefill.
             config: How to think and how to answer.
-            max_new_tokens: Limit of generated steps, thinking and answer together.
+            max_new_tokens: Limit of generated steps, thinking and answer together; one, or one of
+                each prompt.
             num_generations: Samples of each prompt.
             seed: With a sequence's index it decides its noise, whatever else is in the batch.
             first_sequence: Index of the first sequence, where a larger rollout is made in parts.
@@ -81,8 +82,8 @@ class RolloutEngine(Protocol):
 
 def check_prompts(
     prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], context: int | None
-) -> None:
-    """Refuse what no engine can generate.
+) -> list[int]:
+    """Refuse what no engine can generate; the limit of each prompt.
 
     Args:
         prompts: Token ids.
@@ -94,11 +95,10 @@ def check_prompts(
     """
     if isinstance(max_new_tokens, int):
         max_new_tokens = [max_new_tokens] * len(prompts)
-    if len(max_new_tokens) != len(prompts):
-        raise ValueError(
-            f"max_new_tokens has {len(max_new_tokens)} limits for {len(prompts)} prompts"
-        )
-    for prompt, limit in zip(prompts, max_new_tokens, strict=True):
+    limits = list(max_new_tokens)
+    if len(limits) != len(prompts):
+        raise ValueError(f"max_new_tokens has {len(limits)} limits for {len(prompts)} prompts")
+    for prompt, limit in zip(prompts, limits, strict=True):
         if limit < 1:
             raise ValueError(f"max_new_tokens={limit}: must be >= 1")
         if not prompt:
@@ -108,3 +108,10 @@ def check_prompts(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens={limit} exceed "
                 f"the model's context of {context}: shorten one of them"
             )
+    return limits
+
+
+def find_eos_token_ids(declared: int | Sequence[int] | None, tokenizer: Any) -> set[int]:
+    """The end-of-sequence tokens a generation config declares, and the tokenizer's (as TRL)."""
+    ids = {declared} if isinstance(declared, int) else set(declared or ())
+    return ids if tokenizer.eos_token_id is None else ids | {tokenizer.eos_token_id}

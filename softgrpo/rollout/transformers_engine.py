@@ -17,7 +17,7 @@ import torch
 
 from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
-from softgrpo.rollout.engine import Rollout, check_prompts
+from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
@@ -78,7 +78,8 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
-        self.eos_token_ids = set(eos_token_ids or find_eos_token_ids(model, tokenizer))
+        declared = getattr(model.generation_config, "eos_token_id", None)
+        self.eos_token_ids = set(eos_token_ids or find_eos_token_ids(declared, tokenizer))
         self._copy = None if dtype is None else _cast_copy(model, dtype)
         self._markers: dict[tuple[str, ...], Markers] = {}
 
@@ -117,14 +118,12 @@ class TransformersEngine:
         objective: Objective | None = None,
         on_finished: Callable[[int, Rollout], object] | None = None,
     ) -> list[Rollout]:
-        """See RolloutEngine.generate; here max_new_tokens may also be one limit a prompt.
+        """See RolloutEngine.generate.
 
         Raises:
             ValueError: Also where one sequence alone needs more than max_batch_tokens.
         """
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        self._check(prompts, config, max_new_tokens)
+        limits = self._check(prompts, config, max_new_tokens)
         rollouts: dict[int, Rollout] = {}
 
         def keep(index: int, rollout: Rollout) -> None:
@@ -137,7 +136,7 @@ class TransformersEngine:
         batch = self._batch(
             [prompt for prompt in prompts for _ in range(num_generations)],
             config,
-            [limit for limit in max_new_tokens for _ in range(num_generations)],
+            [limit for limit in limits for _ in range(num_generations)],
             seed=seed,
             first_sequence=first_sequence,
             objective=objective,
@@ -151,8 +150,8 @@ class TransformersEngine:
         self, prompt: Sequence[int], config: ThinkingConfig, *, max_new_tokens: int, seed: int = 0
     ) -> Iterator[StreamedStep]:
         """Generate one sequence and yield each step as soon as it is drawn."""
-        self._check([prompt], config, [max_new_tokens])
-        batch = self._batch([prompt], config, [max_new_tokens], seed=seed)
+        limits = self._check([prompt], config, max_new_tokens)
+        batch = self._batch([prompt], config, limits, seed=seed)
         for step, is_soft in batch.run(self.tokenizer.decode):
             yield _streamed(step, bool(is_soft[0]))
 
@@ -163,10 +162,13 @@ class TransformersEngine:
         return self._markers[config.think_end]
 
     def _check(
-        self, prompts: Sequence[Sequence[int]], config: ThinkingConfig, limits: Sequence[int]
-    ) -> None:
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: ThinkingConfig,
+        max_new_tokens: int | Sequence[int],
+    ) -> list[int]:
         config.check_vocabulary(self.model.get_output_embeddings().weight.shape[0])
-        check_prompts(prompts, limits, self.context_length)
+        return check_prompts(prompts, max_new_tokens, self.context_length)
 
     def _batch(
         self,
@@ -207,15 +209,6 @@ def _cache_size(
             )
         slots = max(1, min(slots, max_batch_tokens // capacity))
     return slots, longest if slots == 1 else capacity
-
-
-def find_eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The model's and the tokenizer's end-of-sequence tokens (as TRL collects them)."""
-    declared = getattr(model.generation_config, "eos_token_id", None)
-    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids.insert(0, tokenizer.eos_token_id)
-    return ids
 
 
 def _streamed(step: SoftStep, is_soft: bool) -> StreamedStep:

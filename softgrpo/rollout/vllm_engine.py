@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from softgrpo.replay.head import whole
-from softgrpo.rollout.engine import Rollout, check_prompts
+from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_steps, encode_request
 from softgrpo.thinking.config import ThinkingConfig
@@ -70,9 +70,13 @@ class VLLMEngine:
         config = self.llm.llm_engine.vllm_config.model_config
         self.max_model_len = config.max_model_len
         self.vocab_size = config.get_vocab_size()
-        if eos_token_ids is None:
-            eos_token_ids = _eos_token_ids(config.try_get_generation_config(), self.tokenizer)
-        self.eos_token_ids = set(eos_token_ids)
+        self.eos_token_ids = (
+            find_eos_token_ids(
+                config.try_get_generation_config().get("eos_token_id"), self.tokenizer
+            )
+            if eos_token_ids is None
+            else set(eos_token_ids)
+        )
         self._source = source
         self._num_requests = 0
 
@@ -105,7 +109,7 @@ class VLLMEngine:
         objective: Objective | None = None,
         on_finished: Callable[[int, Rollout], object] | None = None,
     ) -> list[Rollout]:
-        """See RolloutEngine.generate; here max_new_tokens may also be one limit a prompt."""
+        """See RolloutEngine.generate."""
         requests = [list(prompt) for prompt in prompts for _ in range(num_generations)]
         if not isinstance(max_new_tokens, int):
             max_new_tokens = [limit for limit in max_new_tokens for _ in range(num_generations)]
@@ -135,9 +139,7 @@ class VLLMEngine:
 
         The rest is as in RolloutEngine.generate.
         """
-        check_prompts(prompts, max_new_tokens, self.max_model_len)
-        if isinstance(max_new_tokens, int):
-            max_new_tokens = [max_new_tokens] * len(prompts)
+        limits = check_prompts(prompts, max_new_tokens, self.max_model_len)
         for config in {id(config): config for config in configs}.values():
             config.check_vocabulary(self.vocab_size)
             Markers(config.think_end, self.tokenizer)  # refuses what it cannot produce
@@ -148,7 +150,7 @@ class VLLMEngine:
         ]
         parameters = [
             self._parameters(request, limit)
-            for request, limit in zip(requests, max_new_tokens, strict=True)
+            for request, limit in zip(requests, limits, strict=True)
         ]
         engine: Any = self.llm.llm_engine
         running: dict[str, int] = {}
@@ -202,10 +204,3 @@ def read_rollout(output: Any, request: ThinkingRequest, tokenizer: Any) -> Rollo
     columns = torch.from_numpy(ids[:, 1:]), torch.from_numpy(values[:, 1:])
     record = decode_steps(*columns, request, engine="vllm")
     return record.rollout(output.prompt_token_ids, completion.finish_reason, tokenizer.decode)
-
-
-def _eos_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    """The model's and the tokenizer's end-of-sequence tokens, as for the TransformersEngine."""
-    declared = getattr(generation_config, "eos_token_id", None)
-    ids = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return ids if tokenizer.eos_token_id is None else [tokenizer.eos_token_id, *ids]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from softgrpo.replay.head import whole
-from softgrpo.rollout.engine import Rollout
+from softgrpo.rollout.engine import Rollout, check_prompts
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_response
 from softgrpo.thinking.config import ThinkingConfig
@@ -99,9 +99,7 @@ class VLLMServerEngine:
     ) -> list[Rollout]:
         """See RolloutEngine.generate; ValueError also where the server refuses a request."""
         Markers(config.think_end, self.tokenizer)
-        limits = (
-            [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-        )
+        limits = check_prompts(prompts, max_new_tokens, context=None)  # the server knows its own
 
         def one(index: int) -> Rollout:
             prompt = list(prompts[index // num_generations])

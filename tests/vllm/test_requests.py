@@ -36,6 +36,14 @@ def _generate(engine, sent, prompts=PROMPTS[:1], **values):
 
 
 # There can be one engine at a time: the tests that make their own come before the shared one.
+def test_the_ends_that_a_model_declares_are_the_engines(tmp_path):
+    make_model(tmp_path, tied=True)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [5, 6]}))
+    with running_engine(tmp_path) as engine:
+        assert engine.eos_token_ids == {5, 6, engine.tokenizer.eos_token_id}
+
+
 def test_a_seed_and_a_prompt_computed_in_pieces(folder):
     """vLLM's own sampling of such a request fails on CPUs, and takes the engine with it."""
     sent = {"soft_tau": 0.7, "soft_think_end": []}
