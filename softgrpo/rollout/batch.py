@@ -2,7 +2,8 @@
 
 The engine's inside. A step is drawn by softgrpo.thinking; here it is decided which sequences run,
 which have ended, and what the model is fed next. As soon as enough places are free the next waiting
-sequences take them, in order; nothing depends on time.
+sequences take them, those with the highest limits first, else in order: so the places are full for
+as long as can be known. Nothing depends on time.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class DecodingBatch:
 
         self.cache = SlotCache(model.config, slots, capacity)
         self._running: list[_Sequence] = []  # in the order of the cache's rows
-        self._waiting = deque(range(len(prompts)))
+        self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
         self._free = list(range(slots))[::-1]
         self._min_free = max(1, int(_REFILL_SHARE * slots))
         self._prefilled: dict[Prompt, _Prefilled] = {}  # those that sequences still wait for
@@ -164,18 +165,16 @@ class DecodingBatch:
             step, is_soft = self._step(torch.cat(logits + self._admit()))
             yield step, is_soft
             reasons = self._finish_reasons(step)
-            staying = list(range(len(reasons)))
-            for row in reversed(range(len(reasons))):
-                sequence, reason = self._running[row], reasons[row]
+            for sequence, reason in zip(self._running, reasons, strict=True):
                 if reason is None:
                     continue
                 if on_finished is not None:
                     on_finished(sequence.index, self._rollout(sequence, reason, decode))
                 self._free.append(sequence.slot)
-                staying[row] = staying[-1]  # its row goes to the last one
-                staying.pop()
+            ended = [row for row, reason in enumerate(reasons) if reason is not None]
+            staying = self.cache.order_without(ended)
             inputs = mix(self.embedding, step.ids, step.weights, step.embedding_noise)
-            if len(staying) < len(reasons):
+            if ended:
                 self._running = [self._running[row] for row in staying]
                 self.cache.select(staying)
                 inputs = inputs[staying]

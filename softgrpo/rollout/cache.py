@@ -8,12 +8,13 @@ are written, and each begins where its own prompt began:
     row 0    . . a a a a a |      `start` of the cache is 2: what lies before it is never read
     row 1    . . . . b b b |      `end` is 7: the next column to be written
 
-A row that finishes is overwritten by the last one; a new one is put in behind them. At the last
+A row that finishes is overwritten by a later one; a new one is put in behind them. At the last
 column everything that is still read moves back to the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+# Rows of a block; old rows are in earlier blocks than young ones.
+BLOCK = 16
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of one sequence, a pair [heads, tokens, head_dim] a layer."""
@@ -123,8 +127,24 @@ class SlotCache(DynamicCache):
             for keys, values in (layer.buffers for layer in self._slot_layers)
         ]
 
+    def order_without(self, ended: Sequence[int]) -> list[int]:
+        """The rows to ``select`` when some have ended: few move, and the blocks stay in order.
+
+        A place is taken by the oldest row of the next block, that one's by the oldest of the next
+        but one, and so on; in the last block by its last row.
+        """
+        order = list(range(len(self.starts)))
+        for hole in sorted(ended, reverse=True):
+            for first in range(BLOCK - hole % BLOCK + hole, len(order), BLOCK):
+                block = range(first, min(first + BLOCK, len(order)))
+                oldest = min(block, key=lambda place: self.starts[order[place]])
+                order[hole], hole = order[oldest], oldest
+            order[hole] = order[-1]
+            order.pop()
+        return order
+
     def select(self, rows: list[int]) -> None:
-        """Let the first rows be these; each stays where it is or comes from behind the last one.
+        """Let the first rows be these, of which those that are not in their place yet are moved.
 
         Without rows the cache is empty and starts anew.
         """

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from softgrpo.rollout.attention import grouped_attention, grouped_sdpa
+from softgrpo.rollout.attention import blocked_mask, grouped_attention, grouped_sdpa
+from softgrpo.rollout.cache import BLOCK
 from tests.helpers import tiny_model
 
 
@@ -31,6 +32,27 @@ def test_it_is_the_same_function(length, heads, scaling, is_padded):
     wanted, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
     found, _ = grouped_sdpa(module, query, key, value, mask, scaling=scaling)
     assert found.shape == (4, length, heads, 8)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("step", [1, 0], ids=["rows of all ages", "of one age"])
+def test_blocks_leave_out_only_what_no_row_sees(step):
+    rows, columns = 2 * BLOCK + 5, 60
+    starts = step * torch.arange(rows).sub(3).clamp_min(0)[:, None]
+    mask = blocked_mask(
+        batch_size=rows,
+        q_length=1,
+        kv_length=columns,
+        q_offset=columns - 1,
+        attention_mask=torch.arange(columns) >= starts,
+    )
+    query = torch.randn(rows, 6, 1, 8)
+    key, value = torch.randn(rows, 2, columns, 8), torch.randn(rows, 2, columns, 8)
+    wanted, _ = sdpa_attention_forward(_Module(3), query, key, value, mask)
+    if step:
+        # Never looked at: a NaN would spread.
+        key[BLOCK:, :, : BLOCK - 3] = value[BLOCK:, :, : BLOCK - 3] = float("nan")
+    found, _ = grouped_sdpa(_Module(3), query, key, value, mask)
     torch.testing.assert_close(found, wanted)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from transformers import Qwen3NextConfig
 
-from softgrpo.rollout.cache import SlotCache
+from softgrpo.rollout.cache import BLOCK, SlotCache
 from tests.helpers import tiny_model
 
 IDS = torch.randint(0, 30, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -89,3 +91,25 @@ def test_columns_that_no_row_uses_are_not_read():
 def test_a_model_that_keeps_something_else_is_refused_by_name():
     with pytest.raises(ValueError, match="Qwen3NextConfig.*LinearAttentionLayer"):
         SlotCache(Qwen3NextConfig(num_hidden_layers=4), SLOTS, CAPACITY)
+
+
+def test_few_rows_move_when_one_ends():
+    cache = SlotCache(tiny_model().config, 40, CAPACITY)
+    cache.starts = list(range(40))
+    order = cache.order_without([3])
+    moved = {place: row for place, row in enumerate(order) if place != row}
+    assert moved == {3: BLOCK, BLOCK: 2 * BLOCK, 2 * BLOCK: 39}
+    assert cache.order_without(range(40)) == []
+
+
+def test_old_rows_stay_before_young_ones():
+    draw, cache = random.Random(0), SlotCache(tiny_model().config, 64, CAPACITY)
+    for step in range(200):
+        cache.starts += [step] * draw.randint(0, 64 - len(cache.starts))
+        ended = draw.sample(range(len(cache.starts)), draw.randint(0, len(cache.starts) // 4))
+        order = cache.order_without(ended)
+        assert sorted([*order, *ended]) == list(range(len(cache.starts)))
+        cache.select(order)
+        blocks = [cache.starts[i : i + BLOCK] for i in range(0, len(cache.starts), BLOCK)]
+        for older, younger in zip(blocks, blocks[1:], strict=False):
+            assert max(older) <= min(younger)
