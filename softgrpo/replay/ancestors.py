@@ -35,12 +35,12 @@ class AncestorMask(Tensor):
     ancestry: _Layout
 
     @staticmethod
-    def of(packed: Packed) -> AncestorMask:
-        """The mask of a packed row."""
+    def of(packed: Packed, groups: int | None = None) -> AncestorMask:
+        """The mask of a packed row, for a model whose keys have that many heads of their own."""
         size = len(packed.source)
         one = torch.ones((), dtype=torch.bool, device=packed.source.device)
         mask = one.expand(1, 1, size, size).as_subclass(AncestorMask)
-        mask.ancestry = _Layout.of(packed)
+        mask.ancestry = _Layout.of(packed, groups)
         return mask
 
     @classmethod
@@ -71,6 +71,7 @@ class _Layout:
         paths: [B, M] int64, those of prompt and completion together.
         seen: For every block of ``_BLOCK`` completion tokens [B, 1, block, keys] bool.
         places: [S] int64, where each token's result stands among prompts and completions.
+        groups: Heads of keys and values that are not repetitions; None: all of them.
     """
 
     prompts: Tensor
@@ -78,9 +79,10 @@ class _Layout:
     paths: Tensor
     seen: list[Tensor]
     places: Tensor
+    groups: int | None
 
     @staticmethod
-    def of(packed: Packed) -> _Layout:
+    def of(packed: Packed, groups: int | None) -> _Layout:
         paths, starts = packed.paths, packed.prompt_lengths
         device, width = paths.device, paths.shape[1]
         shared = int(starts.max())
@@ -100,12 +102,15 @@ class _Layout:
         places[completions[is_completion]] = order[prompts.numel() :].view_as(completions)[
             is_completion
         ]
-        return _Layout(prompts, completions, paths, seen, places)
+        return _Layout(prompts, completions, paths, seen, places, groups)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False, **options: Any
     ) -> Tensor:
         """Attention to ancestors: query [1, H, S, D], keys and values [1, H', S, D].
+
+        Where there is a mask transformers repeats keys and values for every head of a group; that
+        is undone here, before they are laid out.
 
         Args:
             enable_gqa, options: Of F.scaled_dot_product_attention; options: dropout_p, scale.
@@ -113,6 +118,9 @@ class _Layout:
         Returns:
             [1, H, S, D].
         """
+        if self.groups is not None and key.shape[1] == query.shape[1] > self.groups:
+            repeats = query.shape[1] // self.groups
+            key, value, enable_gqa = key[:, ::repeats], value[:, ::repeats], True
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
         prompts = F.scaled_dot_product_attention(
             _rows(q, self.prompts),
@@ -185,16 +193,16 @@ def ancestor_matrix(packed: Packed) -> Tensor:
     return matrix
 
 
-def ancestor_mask(packed: Packed, implementation: str, dtype: torch.dtype) -> Tensor:
-    """[1, 1, S, S] as an attention implementation takes it.
+def ancestor_mask(packed: Packed, config: Any, dtype: torch.dtype) -> Tensor:
+    """[1, 1, S, S] as the model's attention takes it, which is ``sdpa`` or ``eager``.
 
     Args:
         packed: The row.
-        implementation: ``sdpa`` or ``eager``.
+        config: The text model's.
         dtype: Of the hidden states.
     """
-    if implementation == "sdpa":
-        return AncestorMask.of(packed)
+    if config._attn_implementation == "sdpa":
+        return AncestorMask.of(packed, getattr(config, "num_key_value_heads", None))
     hidden = ~ancestor_matrix(packed)[None, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
         hidden, torch.finfo(dtype).min
@@ -243,7 +251,7 @@ def check_packing(model: Any) -> None:
         expected = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         found = model.base_model(
             inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=ancestor_mask(packed, implementation, inputs.dtype),
+            attention_mask=ancestor_mask(packed, config, inputs.dtype),
             position_ids=packed.positions[None],
             use_cache=False,
         ).last_hidden_state[0]

@@ -44,7 +44,7 @@ class OutputHead:
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, V] logits in the product's dtype, float32 at least, from hidden [N, D]."""
+        """[N, V] logits from hidden [N, D]; in the product's dtype, unless scaled or capped."""
         return self._finish(F.linear(hidden, self.weight, self.bias))
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ class OutputHead:
             return self._finish(logits)
 
     def _finish(self, logits: Tensor) -> Tensor:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0 or self.softcap is not None:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from softgrpo.replay.head import OutputHead
+from softgrpo.replay.tokens import token_logps
 from softgrpo.thinking import densities
 from softgrpo.thinking.densities import DensityName, Reduction
 from softgrpo.thinking.objective import Objective
@@ -229,8 +230,4 @@ def _tokens(hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float
 def _token_chunk(
     hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    logits = head.logits(hidden) / temperature
-    log_sum = torch.logsumexp(logits, dim=-1)
-    logps = logits.gather(-1, labels[:, None]).squeeze(-1) - log_sum
-    entropies = log_sum - (torch.softmax(logits, dim=-1) * logits).sum(-1)
-    return logps, entropies
+    return token_logps(head.logits(hidden), labels, temperature)

@@ -1,0 +1,78 @@
+"""Log-probabilities and entropies of ordinary tokens from logits, by blocks of rows.
+
+Written with torch's own operations, a dozen tensors as large as the logits would come and go, and
+on a CPU their memory traffic costs more than the head's product. Here a block of rows at a time
+goes through all of the arithmetic while it is in cache, forward and backward; what is kept for the
+backward pass are the logits themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+# Logits of a block: in a processor's cache, or enough to fill a GPU.
+_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
+
+
+def token_logps(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature) of a label, and the entropy of that softmax, by row.
+
+    Args:
+        logits: [N, V] float, with gradient.
+        labels: [N] int64.
+        temperature: > 0.
+
+    Returns:
+        Log-probabilities [N] and entropies [N] in nats, float32 at least, both with gradient.
+    """
+    return _TokenLogps.apply(logits, labels, temperature)
+
+
+class _TokenLogps(Function):
+    """With p = softmax(z), z = logits / temperature and H = -sum p log p:
+
+    d log p_label / dz = onehot(label) - p,  dH / dz = -p (log p + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> tuple:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        log_sums, logps, entropies = logits.new_empty(3, len(logits), dtype=dtype)
+        for rows in _blocks(logits):
+            z = logits[rows].to(dtype) / temperature
+            highest = z.amax(dim=-1, keepdim=True)
+            chosen = z.gather(-1, labels[rows, None])[:, 0]
+            weights = torch.exp(z - highest)
+            total = weights.sum(dim=-1)
+            log_sums[rows] = torch.log(total) + highest[:, 0]
+            logps[rows] = chosen - log_sums[rows]
+            entropies[rows] = log_sums[rows] - (weights.mul_(z).sum(dim=-1) / total)
+        ctx.save_for_backward(logits, labels, log_sums, entropies)
+        ctx.temperature = temperature
+        return logps, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor, grad_entropies: Tensor) -> tuple:
+        logits, labels, log_sums, entropies = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            logp = logits[rows].to(log_sums.dtype) / ctx.temperature - log_sums[rows, None]
+            to_entropy = grad_entropies[rows, None]
+            slope = torch.exp(logp)
+            slope *= logp.add_(entropies[rows, None]).mul_(-to_entropy).sub_(grad_logps[rows, None])
+            slope.scatter_add_(-1, labels[rows, None], grad_logps[rows, None])
+            grad[rows] = slope / ctx.temperature
+        return grad, None, None
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    elements = _CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK
+    size = max(1, elements // logits.shape[1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))

@@ -1,0 +1,61 @@
+"""Blocks of rows give the log-softmax, its entropy, and their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softgrpo.replay import tokens
+from softgrpo.replay.tokens import token_logps
+
+LABELS = torch.tensor([3, 0, 10, 7, 7, 1, 2])
+WEIGHTS = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def _logits(dtype=torch.float64):
+    values = torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (5 * values).to(dtype).requires_grad_()
+
+
+def _plain(logits, temperature):
+    log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    logps = log_probs.gather(-1, LABELS[:, None])[:, 0]
+    return logps, -(log_probs.exp() * log_probs).sum(-1)
+
+
+@pytest.fixture(params=[2**18, 22, 1], ids=["one block", "two rows a block", "one row"])
+def _blocks(request, monkeypatch):
+    monkeypatch.setattr(tokens, "_CPU_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_finite_differences():
+    assert torch.autograd.gradcheck(lambda x: token_logps(x, LABELS, 0.7), _logits())
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [WEIGHTS, WEIGHTS * torch.tensor([[1.0], [0.0]])],
+                         ids=["both", "log-probabilities alone"])  # fmt: skip
+def test_it_is_the_log_softmax(dtype, weights):
+    logits = _logits(dtype)
+    found, exact = token_logps(logits, LABELS, 0.7), logits.detach().double().requires_grad_()
+    wanted = _plain(exact, 0.7)
+    for a, b, weight in zip(found, wanted, weights, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-5)
+        (a * weight.float()).sum().backward(retain_graph=True)
+        (b * weight).sum().backward(retain_graph=True)
+    assert logits.grad is not None and logits.grad.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # both backward passes are rounded
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+
+
+def test_far_logits_do_not_overflow():
+    logits = torch.tensor([[1e4, 0.0, -1e4], [-3e38, 0.0, 1.0]], requires_grad=True)
+    logps, entropies = token_logps(logits, torch.tensor([0, 2]), 1.0)
+    torch.testing.assert_close(
+        logps, torch.log_softmax(logits, -1).gather(1, torch.tensor([[0], [2]]))[:, 0]
+    )
+    (logps + entropies).sum().backward()
+    assert torch.isfinite(logits.grad).all()
