@@ -24,10 +24,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from softgrpo.replay.ancestors import attend_in_groups
-from softgrpo.rollout.cache import BLOCK
 
-# Blocks are worth their calls where they leave out this share of what would be read.
-_MIN_SAVED = 0.15
+# Rows of a block on a CPU; blocks are worth their calls where they leave out this share of all.
+BLOCK, _MIN_SAVED = 16, 0.15
 _NAME = "softgrpo_grouped_sdpa"
 _BLOCKS = "softgrpo_blocks"  # attribute of a mask
 

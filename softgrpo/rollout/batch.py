@@ -20,7 +20,7 @@ from torch import Tensor
 from softgrpo.replay.embeddings import mix
 from softgrpo.replay.forward import position_ids
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout.attention import grouped_attention
+from softgrpo.rollout.attention import BLOCK, grouped_attention
 from softgrpo.rollout.cache import KeyValues, SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.rollout.prepacked import prepacked
@@ -115,6 +115,7 @@ class DecodingBatch:
         self.seed, self.first_sequence = seed, first_sequence
 
         self.cache = SlotCache(model.config, slots, capacity)
+        self._block = BLOCK if self.device.type == "cpu" else slots
         self._running: list[_Sequence] = []  # in the order of the cache's rows
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
         self._free = list(range(slots))[::-1]
@@ -172,7 +173,7 @@ class DecodingBatch:
                     on_finished(sequence.index, self._rollout(sequence, reason, decode))
                 self._free.append(sequence.slot)
             ended = [row for row, reason in enumerate(reasons) if reason is not None]
-            staying = self.cache.order_without(ended)
+            staying = self.cache.order_without(ended, self._block)
             inputs = mix(self.embedding, step.ids, step.weights, step.embedding_noise)
             if ended:
                 self._running = [self._running[row] for row in staying]

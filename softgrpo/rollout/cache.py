@@ -23,9 +23,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# Rows of a block; old rows are in earlier blocks than young ones.
-BLOCK = 16
-
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of one sequence, a pair [heads, tokens, head_dim] a layer."""
 
@@ -127,17 +124,21 @@ class SlotCache(DynamicCache):
             for keys, values in (layer.buffers for layer in self._slot_layers)
         ]
 
-    def order_without(self, ended: Sequence[int]) -> list[int]:
-        """The rows to ``select`` when some have ended: few move, and the blocks stay in order.
+    def order_without(self, ended: Sequence[int], block: int) -> list[int]:
+        """The rows to ``select`` when some have ended: few move, old blocks stay before young ones.
 
         A place is taken by the oldest row of the next block, that one's by the oldest of the next
         but one, and so on; in the last block by its last row.
+
+        Args:
+            ended: Rows.
+            block: Rows of a block.
         """
         order = list(range(len(self.starts)))
         for hole in sorted(ended, reverse=True):
-            for first in range(BLOCK - hole % BLOCK + hole, len(order), BLOCK):
-                block = range(first, min(first + BLOCK, len(order)))
-                oldest = min(block, key=lambda place: self.starts[order[place]])
+            for first in range(hole - hole % block + block, len(order), block):
+                places = range(first, min(first + block, len(order)))
+                oldest = min(places, key=lambda place: self.starts[order[place]])
                 order[hole], hole = order[oldest], oldest
             order[hole] = order[-1]
             order.pop()

@@ -79,7 +79,9 @@ class TransformersEngine:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
         declared = getattr(model.generation_config, "eos_token_id", None)
-        self.eos_token_ids = set(eos_token_ids or find_eos_token_ids(declared, tokenizer))
+        self.eos_token_ids = (
+            find_eos_token_ids(declared, tokenizer) if eos_token_ids is None else set(eos_token_ids)
+        )
         self._copy = None if dtype is None else _cast_copy(model, dtype)
         self._markers: dict[tuple[str, ...], Markers] = {}
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from softgrpo.rollout.attention import blocked_mask, grouped_attention, grouped_sdpa
-from softgrpo.rollout.cache import BLOCK
+from softgrpo.rollout.attention import BLOCK, blocked_mask, grouped_attention, grouped_sdpa
 from tests.helpers import tiny_model
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import Qwen3NextConfig
 
-from softgrpo.rollout.cache import BLOCK, SlotCache
+from softgrpo.rollout.cache import SlotCache
 from tests.helpers import tiny_model
 
 IDS = torch.randint(0, 30, (6, 40), generator=torch.Generator().manual_seed(0))
-SLOTS, CAPACITY = 3, 20
+SLOTS, CAPACITY, BLOCK = 3, 20, 16
 
 
 class _Rows:
@@ -96,10 +96,11 @@ def test_a_model_that_keeps_something_else_is_refused_by_name():
 def test_few_rows_move_when_one_ends():
     cache = SlotCache(tiny_model().config, 40, CAPACITY)
     cache.starts = list(range(40))
-    order = cache.order_without([3])
+    order = cache.order_without([3], BLOCK)
     moved = {place: row for place, row in enumerate(order) if place != row}
     assert moved == {3: BLOCK, BLOCK: 2 * BLOCK, 2 * BLOCK: 39}
-    assert cache.order_without(range(40)) == []
+    assert cache.order_without(range(40), BLOCK) == []
+    assert cache.order_without([3, 5], 40) == [0, 1, 2, 38, 4, 39, *range(6, 38)]
 
 
 def test_old_rows_stay_before_young_ones():
@@ -107,7 +108,7 @@ def test_old_rows_stay_before_young_ones():
     for step in range(200):
         cache.starts += [step] * draw.randint(0, 64 - len(cache.starts))
         ended = draw.sample(range(len(cache.starts)), draw.randint(0, len(cache.starts) // 4))
-        order = cache.order_without(ended)
+        order = cache.order_without(ended, BLOCK)
         assert sorted([*order, *ended]) == list(range(len(cache.starts)))
         cache.select(order)
         blocks = [cache.starts[i : i + BLOCK] for i in range(0, len(cache.starts), BLOCK)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.rollout import TransformersEngine, attention, batch, cache
+from softgrpo.rollout import TransformersEngine, attention, batch
 from softgrpo.rollout.cache import SlotLayer
 from softgrpo.thinking import Objective
 from tests.helpers import (
@@ -61,7 +61,7 @@ def test_however_few_run_at_a_time_the_rollouts_are_the_same(name, options, ends
 
 def test_attending_in_blocks_is_the_same(monkeypatch):
     alone = _generate(tiny_model(attention="sdpa"), "mixed", max_batch_size=1, **NO_END)
-    for module in (attention, cache):
+    for module in (attention, batch):
         monkeypatch.setattr(module, "BLOCK", 2)
     counts, blocks = [], attention._blocks
     monkeypatch.setattr(attention, "_blocks", lambda x: counts.append(len(blocks(x))) or blocks(x))
