@@ -117,21 +117,19 @@ def replay_logits(
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """As ``logps_from_logits``, with its settings as an Objective."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logps = logits.new_zeros(len(logits))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logps = logits.new_zeros(len(logits), dtype=dtype)
     if bool(is_soft.any()):
-        columns = logits[is_soft].gather(-1, ids[is_soft].long())
+        columns = logits.gather(-1, ids.long())[is_soft].to(dtype)
         noise = None if embedding_noise is None else embedding_noise[is_soft]
         replayed = _soft_steps(
             columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed
         )
         logps = logps.masked_scatter(is_soft, replayed.logps)
     if not bool(is_soft.all()):
-        scaled = logits[~is_soft] / objective.answer_temperature
-        token = ids[~is_soft][:, :1].long()
-        logps = logps.masked_scatter(
-            ~is_soft, torch.log_softmax(scaled, dim=-1).gather(-1, token).squeeze(-1)
-        )
+        tokens = ids[~is_soft][:, 0].long()
+        token_logp, _ = token_logps(logits[~is_soft], tokens, objective.answer_temperature)
+        logps = logps.masked_scatter(~is_soft, token_logp)
     return logps
 
 

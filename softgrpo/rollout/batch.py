@@ -163,7 +163,9 @@ class DecodingBatch:
         logits: list[Tensor] = []
         self._share_beginning()
         while self._running or self._waiting:
-            step, is_soft = self._step(torch.cat(logits + self._admit()))
+            logits += self._admit()
+            # A copy of the logits for nothing would cost a CPU as much as a tenth of the step.
+            step, is_soft = self._step(torch.cat(logits) if len(logits) > 1 else logits[0])
             yield step, is_soft
             reasons = self._finish_reasons(step)
             for sequence, reason in zip(self._running, reasons, strict=True):
@@ -276,7 +278,7 @@ class DecodingBatch:
             **inputs,
         ).logits[:, -1]
         cache.advance(tokens.shape[1])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits
 
     def _step(self, logits: Tensor) -> tuple[SoftStep, Tensor]:
         """Draw, force or sample one step of every running sequence, and record it."""

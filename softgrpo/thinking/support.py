@@ -48,8 +48,8 @@ def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     """
     top_k = logits.shape[-1] if config.top_k is None else config.top_k
     num_columns = int(top_k.max()) if isinstance(top_k, Tensor) else top_k
-    values, ids = _largest(_upcast(logits), num_columns)
-    scaled = values / _column(config.temperature)
+    values, ids = _largest(logits, num_columns)
+    scaled = _upcast(values) / _column(config.temperature)
     if isinstance(top_k, Tensor):
         in_top_k = torch.arange(num_columns, device=logits.device) < _column(top_k)
     else:

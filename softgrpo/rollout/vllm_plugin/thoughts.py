@@ -204,7 +204,6 @@ class Thoughts:
         index = torch.tensor(rows).to(logits.device, non_blocking=True)
         if len(rows) < len(logits):
             logits = logits.index_select(0, index)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         noise = torch.from_numpy(np.stack([thought.noise.next() for thought in thoughts]))
         step, is_soft = advance(
             logits,
