@@ -36,7 +36,7 @@ class AncestorMask(Tensor):
 
     @staticmethod
     def of(packed: Packed, groups: int | None = None) -> AncestorMask:
-        """The mask of a packed row, for a model whose keys have that many heads of their own."""
+        """The mask of a packed row, for a model that repeats that many heads of keys and values."""
         size = len(packed.source)
         one = torch.ones((), dtype=torch.bool, device=packed.source.device)
         mask = one.expand(1, 1, size, size).as_subclass(AncestorMask)
@@ -71,7 +71,7 @@ class _Layout:
         paths: [B, M] int64, those of prompt and completion together.
         seen: For every block of ``_BLOCK`` completion tokens [B, 1, block, keys] bool.
         places: [S] int64, where each token's result stands among prompts and completions.
-        groups: Heads of keys and values that are not repetitions; None: all of them.
+        groups: Heads of keys and values that are not repetitions; None: nothing is repeated.
     """
 
     prompts: Tensor
@@ -109,8 +109,8 @@ class _Layout:
     ) -> Tensor:
         """Attention to ancestors: query [1, H, S, D], keys and values [1, H', S, D].
 
-        Where there is a mask transformers repeats keys and values for every head of a group; that
-        is undone here, before they are laid out.
+        Where there is a mask transformers' sdpa repeats keys and values for every head of a group;
+        that is undone here, before they are laid out.
 
         Args:
             enable_gqa, options: Of F.scaled_dot_product_attention; options: dropout_p, scale.
@@ -193,16 +193,19 @@ def ancestor_matrix(packed: Packed) -> Tensor:
     return matrix
 
 
-def ancestor_mask(packed: Packed, config: Any, dtype: torch.dtype) -> Tensor:
+def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> Tensor:
     """[1, 1, S, S] as the model's attention takes it, which is ``sdpa`` or ``eager``.
 
     Args:
         packed: The row.
-        config: The text model's.
+        model: A causal LM.
         dtype: Of the hidden states.
     """
+    config = model.config.get_text_config()
     if config._attn_implementation == "sdpa":
-        return AncestorMask.of(packed, getattr(config, "num_key_value_heads", None))
+        # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
+        repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
+        return AncestorMask.of(packed, config.num_key_value_heads if repeats else None)
     hidden = ~ancestor_matrix(packed)[None, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
         hidden, torch.finfo(dtype).min
@@ -216,6 +219,17 @@ def is_cheaper(packed: Packed, implementation: str, shape: torch.Size) -> bool:
     than B x L x L.
     """
     return implementation == "sdpa" or len(packed.source) ** 2 <= shape.numel() * shape[1]
+
+
+def narrow_layers(config: Any) -> str:
+    """The kinds of layer that do not attend to every earlier token; empty where all do.
+
+    Args:
+        config: The text model's.
+    """
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    is_windowed = getattr(config, "sliding_window", None) is not None
+    return ", ".join(sorted(kinds)) or "sliding window" * is_windowed
 
 
 @torch.no_grad()
@@ -234,11 +248,10 @@ def check_packing(model: Any) -> None:
             f"share_prompts: attention {implementation!r} takes no mask of ancestors; load the "
             "model with attn_implementation sdpa or eager, or set share_prompts: false"
         )
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds or getattr(config, "sliding_window", None):
+    if kinds := narrow_layers(config):
         raise ValueError(
-            f"share_prompts: {name} has layers other than full attention "
-            f"({sorted(kinds) or 'sliding window'}): set share_prompts: false"
+            f"share_prompts: {name} has layers other than full attention ({kinds}): "
+            "set share_prompts: false"
         )
     embedding = model.get_input_embeddings()
     count = min(embedding.weight.shape[0], 5)
@@ -251,7 +264,7 @@ def check_packing(model: Any) -> None:
         expected = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         found = model.base_model(
             inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=ancestor_mask(packed, config, inputs.dtype),
+            attention_mask=ancestor_mask(packed, model, inputs.dtype),
             position_ids=packed.positions[None],
             use_cache=False,
         ).last_hidden_state[0]

@@ -54,12 +54,12 @@ def replay(
         # Reentrant gradient checkpointing drops a block none of whose inputs needs a gradient.
         inputs.requires_grad_(bool(getattr(model, "is_gradient_checkpointing", False)))
     mask = attention_mask[:, -num_steps:].bool()
-    text_config = model.config.get_text_config()
+    attention = model.config.get_text_config()._attn_implementation
     packed = pack(input_ids, attention_mask, num_steps) if share_prompts else None
-    if packed is not None and is_cheaper(packed, text_config._attn_implementation, input_ids.shape):
+    if packed is not None and is_cheaper(packed, attention, input_ids.shape):
         hidden = model.base_model(
             inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=ancestor_mask(packed, text_config, inputs.dtype),
+            attention_mask=ancestor_mask(packed, model, inputs.dtype),
             position_ids=packed.positions[None],
             use_cache=False,
         ).last_hidden_state[0, packed.predictor]

@@ -120,7 +120,9 @@ def replay_logits(
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logps = logits.new_zeros(len(logits), dtype=dtype)
     if bool(is_soft.any()):
-        columns = logits.gather(-1, ids.long())[is_soft].to(dtype)
+        # Gathered before rows are chosen, which would copy them whole.
+        used = ids.long().masked_fill(~is_soft[:, None], 0)
+        columns = logits.gather(-1, used)[is_soft].to(dtype)
         noise = None if embedding_noise is None else embedding_noise[is_soft]
         replayed = _soft_steps(
             columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed

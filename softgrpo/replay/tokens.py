@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+# exp of it is 0, as is that of -inf; but 0 times it is 0 as well.
+_FAR = -1e4
 # Logits of a block: in a processor's cache, or enough to fill a GPU.
 _CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
 
 
 def token_logps(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) of a label, and the entropy of that softmax, by row.
+
+    Differentiable once, by ``backward`` or ``torch.autograd.grad``.
 
     Args:
         logits: [N, V] float, with gradient.
@@ -47,12 +51,15 @@ class _TokenLogps(Function):
         for rows in _blocks(logits):
             z = logits[rows].to(dtype) / temperature
             highest = z.amax(dim=-1, keepdim=True)
+            z -= highest
             chosen = z.gather(-1, labels[rows, None])[:, 0]
-            weights = torch.exp(z - highest)
+            weights = torch.exp(z)
             total = weights.sum(dim=-1)
-            log_sums[rows] = torch.log(total) + highest[:, 0]
-            logps[rows] = chosen - log_sums[rows]
-            entropies[rows] = log_sums[rows] - (weights.mul_(z).sum(dim=-1) / total)
+            log_total = torch.log(total)
+            log_sums[rows] = log_total + highest[:, 0]
+            logps[rows] = chosen - log_total
+            weights *= z.clamp_min_(_FAR)
+            entropies[rows] = log_total - weights.sum(dim=-1) / total
         ctx.save_for_backward(logits, labels, log_sums, entropies)
         ctx.temperature = temperature
         return logps, entropies
@@ -66,7 +73,8 @@ class _TokenLogps(Function):
             logp = logits[rows].to(log_sums.dtype) / ctx.temperature - log_sums[rows, None]
             to_entropy = grad_entropies[rows, None]
             slope = torch.exp(logp)
-            slope *= logp.add_(entropies[rows, None]).mul_(-to_entropy).sub_(grad_logps[rows, None])
+            logp.clamp_min_(_FAR).add_(entropies[rows, None]).mul_(-to_entropy)
+            slope *= logp.sub_(grad_logps[rows, None])
             slope.scatter_add_(-1, labels[rows, None], grad_logps[rows, None])
             grad[rows] = slope / ctx.temperature
         return grad, None, None

@@ -7,8 +7,9 @@ heads of a group are the rows of one query block over the same keys. It is the s
 same numbers; prefill and everything else go to transformers' own.
 
 Rows that came later see nothing of the oldest one's columns. On a CPU, which would multiply them
-all the same, rows attend in a few blocks, each from its own first column on; the cache keeps old
-rows before young ones (SlotCache.order_without), so that a block's rows begin close to each other.
+all the same, rows of a model that attends by sdpa do so in a few blocks, each from its own first
+column on; the cache keeps old rows before young ones (SlotCache.order_without), so that a block's
+rows begin close to each other.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ def grouped_sdpa(
     heads, length = query.shape[1:3]
     # Without a mask a single query sees every key.
     is_plain = length == 1 and (attention_mask is None or attention_mask.shape[1] == 1)
-    if not is_plain or heads == key.shape[1] or kwargs.get("position_bias") is not None:
+    blocks = getattr(attention_mask, _BLOCKS, None)
+    needs_nothing = heads == key.shape[1] and blocks is None
+    if not is_plain or needs_nothing or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    blocks = getattr(attention_mask, _BLOCKS, None) or [(slice(None), slice(None))]
     outputs = [
         attend_in_groups(
             query[rows],
@@ -61,7 +63,7 @@ def grouped_sdpa(
             None if attention_mask is None else attention_mask[rows, ..., columns],
             scale=scaling,
         )
-        for rows, columns in blocks
+        for rows, columns in blocks or [(slice(None), slice(None))]
     ]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output.transpose(1, 2), None
@@ -71,8 +73,16 @@ def blocked_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask for sdpa; that of a decoding step says in which blocks to attend."""
     mask = sdpa_mask(*args, **kwargs)
     if mask is not None and mask.device.type == "cpu" and mask.shape[2] == 1:
-        setattr(mask, _BLOCKS, _blocks(mask[:, 0, 0]))
+        blocks = _blocks(mask[:, 0, 0])
+        if len(blocks) > 1:
+            setattr(mask, _BLOCKS, blocks)
     return mask
+
+
+def rows_of_a_block(model: Any) -> int | None:
+    """How many rows attend together while decoding; None: all of them."""
+    attends_in_blocks = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    return BLOCK if attends_in_blocks else None
 
 
 def _blocks(visible: Tensor) -> list[tuple[slice, slice]]:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softgrpo.replay.ancestors import narrow_layers
 from softgrpo.replay.embeddings import mix
 from softgrpo.replay.forward import position_ids
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout.attention import BLOCK, grouped_attention
+from softgrpo.rollout.attention import grouped_attention, rows_of_a_block
 from softgrpo.rollout.cache import KeyValues, SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.rollout.prepacked import prepacked
@@ -115,7 +116,7 @@ class DecodingBatch:
         self.seed, self.first_sequence = seed, first_sequence
 
         self.cache = SlotCache(model.config, slots, capacity)
-        self._block = BLOCK if self.device.type == "cpu" else slots
+        self._block = rows_of_a_block(model) or slots
         self._running: list[_Sequence] = []  # in the order of the cache's rows
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
         self._free = list(range(slots))[::-1]
@@ -209,6 +210,8 @@ class DecodingBatch:
 
     def _share_beginning(self) -> None:
         """What all prompts begin with, once."""
+        if narrow_layers(self.model.config.get_text_config()):
+            return  # a window counts columns, also those between this and the end of its prompt
         shared = _shared_prefix(list(self._num_waiting))
         if shared:
             ids = torch.tensor([self.prompts[0][:shared]], device=self.device)

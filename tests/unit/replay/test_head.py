@@ -99,6 +99,11 @@ class _AddsByTokenId(_TakesEmbeddings):
         return input_ids[..., None].float()
 
 
+class _RoundsIds(_TakesEmbeddings):
+    def extra(self, input_ids):
+        return self.embedding(input_ids) * torch.finfo(torch.bfloat16).eps
+
+
 class IdsOnlyForCausalLM(_Base):
     pass
 
@@ -115,6 +120,12 @@ class WarpedHeadForCausalLM(_Base):
 
 def test_the_toy_that_the_next_tests_spoil_passes():
     check_model(_Base(_TakesEmbeddings))
+
+
+def test_a_model_in_bfloat16_may_round_by_its_last_bit():
+    check_model(_Base(_RoundsIds).to(torch.bfloat16))
+    with pytest.raises(ValueError, match="cannot be served"):
+        check_model(_Base(_RoundsIds))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,21 @@ def test_it_is_the_log_softmax(dtype, weights):
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_column_that_is_masked_out_has_no_gradient(hidden):
+    logits = _logits(torch.float32).detach()
+    shown = logits[:, :-1].clone().requires_grad_()
+    logits[:, -1] = hidden
+    logits.requires_grad_()
+    labels = LABELS.remainder(10)
+    found, wanted = token_logps(logits, labels, 0.6), token_logps(shown, labels, 0.6)
+    torch.testing.assert_close(found, wanted)
+    (found[0] + found[1]).sum().backward()
+    (wanted[0] + wanted[1]).sum().backward()
+    torch.testing.assert_close(logits.grad[:, :-1], shown.grad)
+    assert not logits.grad[:, -1].any()
+
+
 def test_far_logits_do_not_overflow():
     logits = torch.tensor([[1e4, 0.0, -1e4], [-3e38, 0.0, 1.0]], requires_grad=True)
     logps, entropies = token_logps(logits, torch.tensor([0, 2]), 1.0)

@@ -35,7 +35,8 @@ def test_it_is_the_same_function(length, heads, scaling, is_padded):
 
 
 @pytest.mark.parametrize("step", [1, 0], ids=["rows of all ages", "of one age"])
-def test_blocks_leave_out_only_what_no_row_sees(step):
+@pytest.mark.parametrize("heads", [2, 6], ids=["one head a group", "three"])
+def test_blocks_leave_out_only_what_no_row_sees(step, heads):
     rows, columns = 2 * BLOCK + 5, 60
     starts = step * torch.arange(rows).sub(3).clamp_min(0)[:, None]
     mask = blocked_mask(
@@ -45,13 +46,13 @@ def test_blocks_leave_out_only_what_no_row_sees(step):
         q_offset=columns - 1,
         attention_mask=torch.arange(columns) >= starts,
     )
-    query = torch.randn(rows, 6, 1, 8)
+    query = torch.randn(rows, heads, 1, 8)
     key, value = torch.randn(rows, 2, columns, 8), torch.randn(rows, 2, columns, 8)
-    wanted, _ = sdpa_attention_forward(_Module(3), query, key, value, mask)
+    wanted, _ = sdpa_attention_forward(_Module(heads // 2), query, key, value, mask)
     if step:
         # Never looked at: a NaN would spread.
         key[BLOCK:, :, : BLOCK - 3] = value[BLOCK:, :, : BLOCK - 3] = float("nan")
-    found, _ = grouped_sdpa(_Module(3), query, key, value, mask)
+    found, _ = grouped_sdpa(_Module(heads // 2), query, key, value, mask)
     torch.testing.assert_close(found, wanted)
 
 

@@ -24,7 +24,7 @@ WORKLOADS = {
     "shared": [[*START, 3], [*START, 4, 5, 6], [*START, 7], [*START, *START, 8], [*START, 9]],
 }
 LIMITS = {"mixed": [30, 2, 17, 9, 40, 1], "shared": [12, 25, 3, 1, 30]}
-NO_END = {"eos_token_ids": [99]}
+NO_END = {"eos_token_ids": ()}
 
 
 def _facts(rollouts):
@@ -59,22 +59,24 @@ def test_however_few_run_at_a_time_the_rollouts_are_the_same(name, options, ends
         torch.testing.assert_close(a.trace.scores, b.trace.scores, rtol=1e-3, atol=1e-4)
 
 
-def test_attending_in_blocks_is_the_same(monkeypatch):
-    alone = _generate(tiny_model(attention="sdpa"), "mixed", max_batch_size=1, **NO_END)
-    for module in (attention, batch):
-        monkeypatch.setattr(module, "BLOCK", 2)
+@pytest.mark.parametrize("model", ["tied", "softcap"])  # the latter with a window
+def test_attending_in_blocks_is_the_same(model, monkeypatch):
+    model = tiny_model(model, attention="sdpa")
+    alone = _generate(model, "mixed", max_batch_size=1, **NO_END)
+    monkeypatch.setattr(attention, "BLOCK", 2)
     counts, blocks = [], attention._blocks
     monkeypatch.setattr(attention, "_blocks", lambda x: counts.append(len(blocks(x))) or blocks(x))
-    together = _generate(tiny_model(attention="sdpa"), "mixed", max_batch_size=7, **NO_END)
+    together = _generate(model, "mixed", max_batch_size=7, **NO_END)
     assert max(counts) == 4
     assert _facts(together) == _facts(alone)
 
 
+@pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_replayed_is_what_was_drawn(name):
+def test_what_is_replayed_is_what_was_drawn(name, workload):
     model, config = tiny_model(name), thinking(max_think_tokens=6)
     objective = Objective.of(config, "gumbel")
-    rollouts = _generate(model, "mixed", config, objective, max_batch_size=4)
+    rollouts = _generate(model, workload, config, objective, max_batch_size=7)
     with torch.no_grad():
         replayed, drawn, mask = replay_rollouts(model, rollouts, config, objective)
     assert (replayed.logps - drawn).abs()[mask].max() < 1e-4

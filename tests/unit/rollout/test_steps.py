@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from softgrpo.rollout import steps
 from softgrpo.rollout.steps import advance
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers, ThinkingPhase
@@ -15,12 +16,14 @@ from tests.helpers import word_tokenizer
 # The last has flat and peaked rows together.
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 10.0, torch.linspace(0.3, 10, 40)[:, None]],
                          ids=["none", "1", "3", "10", "by row"])  # fmt: skip
+@pytest.mark.parametrize("block", [2**19, 15_000], ids=["one block", "three rows a block"])
 @pytest.mark.parametrize(
     "settings",
     [{"top_p": 0.95}, {"top_p": 0.3, "min_p": 0.02}, {"top_p": 0.95, "top_k": 40}, {"top_p": 1.0}],
     ids=str,
 )
-def test_a_token_is_drawn_as_from_the_sorted_vocabulary(spread, settings):
+def test_a_token_is_drawn_as_from_the_sorted_vocabulary(spread, settings, block, monkeypatch):
+    monkeypatch.setattr(steps, "_CPU_BLOCK", block)
     config = ThinkingConfig(policy="discrete", temperature=0.8, think_end=(), **settings)
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(40, 5000, generator=generator)
