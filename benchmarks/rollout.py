@@ -70,11 +70,13 @@ def main() -> None:
     warm_up = Workload(options, tokenizer, tokens=2)
     for engine in engines.values():
         engine(warm_up)
+    order = list(engines)
     for _ in range(options.repeats):
         rates.append(product_rate(model, rows))
-        for name, engine in engines.items():
-            taken[name].append(_measure(engine, workload))
+        for name in order:
+            taken[name].append(_measure(engines[name], workload))
             print(f"{name}: {taken[name][-1]['cpu']:.1f} CPU-seconds", file=sys.stderr, flush=True)
+        order.reverse()  # a machine that becomes slower is slower for each of them
     flops = 2 * sum(weight.numel() for weight in _weights(model))
     limit = statistics.median(rates) / flops  # tokens/s
     results = [_summary(name, taken, workload.num_tokens, limit) for name in taken]
