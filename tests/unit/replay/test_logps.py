@@ -78,6 +78,16 @@ def test_a_token_is_the_categorical_and_a_soft_step_has_its_supports_entropy():
     torch.testing.assert_close(found.entropies[is_soft], Categorical(logits=columns).entropy())
 
 
+def test_columns_that_a_token_does_not_use_may_hold_anything():
+    logits, is_soft = torch.randn(2, 6), torch.tensor([True, False])
+    settings = {"scores": torch.randn(2, 3), "support": torch.ones(2, 3, dtype=torch.bool),
+                "is_soft": is_soft, "temperature": 0.7}  # fmt: skip
+    ids = torch.tensor([[1, 2, 3], [4, 0, 0]])
+    wanted = logps_from_logits(logits, ids=ids, **settings)
+    ids[1, 1:] = torch.tensor([-1, 10**6])
+    assert torch.equal(logps_from_logits(logits, ids=ids, **settings), wanted)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_batch_with_nothing_to_score_still_has_a_graph(count):
     model = tiny_model()

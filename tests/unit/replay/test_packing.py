@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, JetMoeConfig
 
 from softgrpo.replay import ancestors, check_packing, pack, replay
 from softgrpo.replay.ancestors import AncestorMask, ancestor_matrix, is_cheaper
@@ -185,6 +186,17 @@ def test_a_model_that_shows_more_than_ancestors_is_refused():
         layer.register_forward_hook(lambda _m, _a, out: out + out.roll(1, dims=1))
     with pytest.raises(ValueError, match="share_prompts.*ancestors"):
         check_packing(model)
+
+
+def test_a_model_that_repeats_its_keys_in_its_own_order_is_served():
+    config = JetMoeConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_key_value_heads=2, kv_channels=8,
+        intermediate_size=48, num_local_experts=4, num_experts_per_tok=2, initializer_range=0.25,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    check_packing(model)
 
 
 def test_other_attention_is_refused_by_name():
