@@ -228,8 +228,9 @@ def narrow_layers(config: Any) -> str:
         config: The text model's.
     """
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    is_windowed = getattr(config, "sliding_window", None) is not None
-    return ", ".join(sorted(kinds)) or "sliding window" * is_windowed
+    if kinds or not getattr(config, "sliding_window", None):
+        return ", ".join(sorted(kinds))
+    return "sliding window"
 
 
 @torch.no_grad()

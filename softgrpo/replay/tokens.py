@@ -8,7 +8,6 @@ backward pass are the logits themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from softgrpo.thinking.blocks import row_blocks
+
 # exp of it is 0, as is that of -inf; but 0 times it is 0 as well.
 _FAR = -1e4
-# Logits of a block: in a processor's cache, or enough to fill a GPU.
-_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
 
 
 def token_logps(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -48,7 +47,7 @@ class _TokenLogps(Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> tuple:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         log_sums, logps, entropies = logits.new_empty(3, len(logits), dtype=dtype)
-        for rows in _blocks(logits):
+        for rows in row_blocks(logits):
             z = logits[rows].to(dtype) / temperature
             highest = z.amax(dim=-1, keepdim=True)
             z -= highest
@@ -69,7 +68,7 @@ class _TokenLogps(Function):
     def backward(ctx: Any, grad_logps: Tensor, grad_entropies: Tensor) -> tuple:
         logits, labels, log_sums, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        for rows in _blocks(logits):
+        for rows in row_blocks(logits):
             logp = logits[rows].to(log_sums.dtype) / ctx.temperature - log_sums[rows, None]
             to_entropy = grad_entropies[rows, None]
             slope = torch.exp(logp)
@@ -78,9 +77,3 @@ class _TokenLogps(Function):
             slope.scatter_add_(-1, labels[rows, None], grad_logps[rows, None])
             grad[rows] = slope / ctx.temperature
         return grad, None, None
-
-
-def _blocks(logits: Tensor) -> Iterator[slice]:
-    elements = _CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK
-    size = max(1, elements // logits.shape[1])
-    return (slice(start, start + size) for start in range(0, len(logits), size))

@@ -49,8 +49,8 @@ def grouped_sdpa(
     heads, length = query.shape[1:3]
     # Without a mask a single query sees every key.
     is_plain = length == 1 and (attention_mask is None or attention_mask.shape[1] == 1)
-    blocks = getattr(attention_mask, _BLOCKS, None)
-    needs_nothing = heads == key.shape[1] and blocks is None
+    blocks = getattr(attention_mask, _BLOCKS, [])
+    needs_nothing = heads == key.shape[1] and not blocks
     if not is_plain or needs_nothing or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -73,9 +73,7 @@ def blocked_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask for sdpa; that of a decoding step says in which blocks to attend."""
     mask = sdpa_mask(*args, **kwargs)
     if mask is not None and mask.device.type == "cpu" and mask.shape[2] == 1:
-        blocks = _blocks(mask[:, 0, 0])
-        if len(blocks) > 1:
-            setattr(mask, _BLOCKS, blocks)
+        setattr(mask, _BLOCKS, _blocks(mask[:, 0, 0]))
     return mask
 
 
@@ -86,12 +84,12 @@ def rows_of_a_block(model: Any) -> int | None:
 
 
 def _blocks(visible: Tensor) -> list[tuple[slice, slice]]:
-    """Rows and columns of each block of a mask [rows, columns]; one block where more do not pay."""
+    """Rows and columns of each block of a mask [rows, columns]; none where they do not pay."""
     first = visible.int().argmax(dim=1).split(BLOCK)
     columns = [int(starts.min()) for starts in first]
     left_out = sum(column * len(starts) for column, starts in zip(columns, first, strict=True))
     if left_out < _MIN_SAVED * visible.numel():
-        return [(slice(None), slice(None))]
+        return []
     return [
         (slice(BLOCK * i, BLOCK * (i + 1)), slice(column, None)) for i, column in enumerate(columns)
     ]

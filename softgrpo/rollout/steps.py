@@ -19,8 +19,6 @@ from softgrpo.thinking.step import SoftStep, draw_step
 
 # Columns looked at first for a nucleus, and how many times more where they do not hold it.
 _NUCLEUS, _WIDER = 128, 16
-# Logits from which tokens are drawn together on a CPU.
-_CPU_BLOCK = 2**19
 
 
 def advance(
@@ -94,10 +92,9 @@ def _draw_token(
     mass, row by row; among them top_p is a larger share, and the nucleus and the draw are the same.
     """
     top_p = config.top_p
-    if config.top_k is not None or not isinstance(top_p, float) or num_columns >= logits.shape[-1]:
+    is_nucleus = config.top_k is None and top_p != 1
+    if not isinstance(top_p, float) or not is_nucleus or num_columns >= logits.shape[-1]:
         return draw_step(logits, config, noise=noise)
-    if top_p == 1:
-        return _draw_from_vocabulary(logits, config, noise)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     temperature = torch.as_tensor(config.temperature, device=logits.device).reshape(-1, 1)
     values, ids = logits.topk(num_columns, dim=-1)
@@ -112,20 +109,6 @@ def _draw_token(
         wider = _draw_token(logits[flat], config, noise[flat], num_columns * _WIDER)
         step.ids[flat], step.entropy[flat] = wider.ids, wider.entropy
     return step
-
-
-def _draw_from_vocabulary(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftStep:
-    """A token, drawn for as many rows at a time as stay in a processor's cache."""
-    size = len(logits)
-    if logits.device.type == "cpu":
-        size = max(1, _CPU_BLOCK // logits.shape[1])
-    rows = zip(logits.split(size), noise.split(size), strict=True)
-    steps = [draw_step(some, config, noise=draws) for some, draws in rows]
-
-    def merge(name: str) -> Tensor:
-        return torch.cat([getattr(step, name) for step in steps])
-
-    return SoftStep(*map(merge, ("ids", "scores", "weights", "support", "entropy")))
 
 
 def _make_one_hot(step: SoftStep, rows: Tensor) -> None:

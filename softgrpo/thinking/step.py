@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softgrpo.thinking.blocks import row_blocks
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
 from softgrpo.thinking.support import select_support
@@ -90,22 +91,36 @@ def _draw_token(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftSt
     """An ordinary token. Without top-k and top-p no sort of the vocabulary is needed."""
     whole_vocabulary = config.top_k is None and not isinstance(config.top_p, Tensor)
     if whole_vocabulary and config.top_p == 1:
-        temperature = torch.as_tensor(config.temperature, device=logits.device)
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        probs = torch.softmax(scaled / temperature.reshape(-1, 1), dim=-1)
-        min_p = torch.as_tensor(config.min_p, dtype=probs.dtype, device=logits.device)
-        if bool((min_p > 0).any()):
-            low = probs.amax(-1, keepdim=True) * min_p.reshape(-1, 1)
-            probs = probs.masked_fill(probs < low, 0.0)
-        ids = invert_cdf(probs, noise)
-        # As xlogy gives it, in less than half the time.
-        entropy = -probs.clamp_min(torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(-1)
+        ids, entropy = _draw_from_vocabulary(logits, config, noise)
     else:
         support = select_support(logits, config)
         ids = support.ids.gather(-1, invert_cdf(support.probs, noise))
         entropy = support.entropy
     one = torch.ones_like(ids, dtype=entropy.dtype)
     return SoftStep(ids, torch.zeros_like(one), one, one.bool(), entropy)
+
+
+def _draw_from_vocabulary(
+    logits: Tensor, config: ThinkingConfig, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Ids [N, 1] and entropies [N], drawn from all columns that pass min-p."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    temperature, min_p = (
+        torch.as_tensor(value, dtype=dtype, device=logits.device).reshape(-1, 1).expand_as(noise)
+        for value in (config.temperature, config.min_p)
+    )
+    cuts = bool((min_p > 0).any())
+    ids = torch.empty_like(noise, dtype=torch.long)
+    entropy = noise.new_empty(len(noise), dtype=dtype)
+    for rows in row_blocks(logits):
+        probs = torch.softmax(logits[rows].to(dtype) / temperature[rows], dim=-1)
+        if cuts:
+            low = probs.amax(-1, keepdim=True) * min_p[rows]
+            probs = probs.masked_fill(probs < low, 0.0)
+        ids[rows] = invert_cdf(probs, noise[rows])
+        # As xlogy gives it, in less than half the time.
+        entropy[rows] = -probs.clamp_min(torch.finfo(dtype).tiny).log_().mul_(probs).sum(-1)
+    return ids, entropy
 
 
 def _noise(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.replay import tokens
 from softgrpo.replay.tokens import token_logps
+from softgrpo.thinking import blocks
 
 LABELS = torch.tensor([3, 0, 10, 7, 7, 1, 2])
 WEIGHTS = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -25,7 +25,7 @@ def _plain(logits, temperature):
 
 @pytest.fixture(params=[2**18, 22, 1], ids=["one block", "two rows a block", "one row"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(tokens, "_CPU_BLOCK", request.param)
+    monkeypatch.setattr(blocks, "_CPU_BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("_blocks")

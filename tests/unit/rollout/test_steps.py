@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.rollout import steps
 from softgrpo.rollout.steps import advance
-from softgrpo.thinking import ThinkingConfig
+from softgrpo.thinking import ThinkingConfig, blocks
 from softgrpo.thinking.phases import Markers, ThinkingPhase
 from softgrpo.thinking.step import draw_step
 from tests.helpers import word_tokenizer
@@ -23,7 +22,7 @@ from tests.helpers import word_tokenizer
     ids=str,
 )
 def test_a_token_is_drawn_as_from_the_sorted_vocabulary(spread, settings, block, monkeypatch):
-    monkeypatch.setattr(steps, "_CPU_BLOCK", block)
+    monkeypatch.setattr(blocks, "_CPU_BLOCK", block)
     config = ThinkingConfig(policy="discrete", temperature=0.8, think_end=(), **settings)
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(40, 5000, generator=generator)
