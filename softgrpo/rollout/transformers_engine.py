@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
@@ -53,6 +54,7 @@ class TransformersEngine:
         tokenizer: Its tokenizer.
         dtype: Generate with a copy of the model in this dtype (e.g. torch.bfloat16); ``sync``
             brings the copy up to date, from shards too. None: the model itself.
+        device: Where that copy lives; None: where the model is.
         max_batch_size: Sequences decoded together; the others wait.
         max_batch_tokens: Positions of the key-value cache, which is its memory: fewer sequences are
             decoded together where it does not hold the longest of them that many times. Prompts
@@ -69,6 +71,7 @@ class TransformersEngine:
         tokenizer: Any,
         *,
         dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         max_batch_size: int = 128,
         max_batch_tokens: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
@@ -82,7 +85,7 @@ class TransformersEngine:
         self.eos_token_ids = (
             find_eos_token_ids(declared, tokenizer) if eos_token_ids is None else set(eos_token_ids)
         )
-        self._copy = None if dtype is None else _cast_copy(model, dtype)
+        self._copy = None if dtype is None else _cast_copy(model, dtype, device)
         self._markers: dict[tuple[str, ...], Markers] = {}
 
     @property
@@ -103,9 +106,10 @@ class TransformersEngine:
         """
         if self._copy is None:
             return
-        source = dict(self._source.named_parameters())
-        for name, parameter in self._copy.named_parameters():
-            parameter.copy_(whole(source[name]))
+        for read in ("named_parameters", "named_buffers"):
+            source = dict(getattr(self._source, read)())
+            for name, value in getattr(self._copy, read)():
+                value.copy_(whole(source[name]))
 
     @torch.no_grad()
     def generate(
@@ -220,11 +224,30 @@ def _streamed(step: SoftStep, is_soft: bool) -> StreamedStep:
     return StreamedStep(ids[0], ids, weights, is_soft=is_soft, is_forced=is_forced)
 
 
-def _cast_copy(model: Any, dtype: torch.dtype) -> Any:
-    """A copy in another dtype, without the forward that a trainer has put on the instance."""
+def _cast_copy(model: Any, dtype: torch.dtype, device: torch.device | str | None) -> Any:
+    """A copy in another dtype, without the forward that a trainer has put on the instance.
+
+    Only parameters are cast, as in ``from_pretrained(dtype=...)``: buffers hold what must stay
+    exact. RoPE's frequencies in bfloat16 would turn a token at a distance of 2,000 by radians.
+    """
+    kept = _kept_in_float32(model, dtype)
+    copied: dict[int, Any] = {}  # what deepcopy takes for the copy of each parameter
+    for name, parameter in model.named_parameters():
+        own = torch.float32 if any(f".{part}." in f".{name}." for part in kept) else dtype
+        value = torch.empty_like(parameter, dtype=own, device=device)
+        value.copy_(parameter.detach())
+        copied[id(parameter)] = nn.Parameter(value, requires_grad=False)
     patched = model.__dict__.pop("forward", None)
     try:
-        return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        return copy.deepcopy(model, copied).to(device=device).eval()
     finally:
         if patched is not None:
             model.forward = patched
+
+
+def _kept_in_float32(model: Any, dtype: torch.dtype) -> set[str]:
+    """Names of modules whose parameters transformers does not load in a half precision."""
+    strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        return strict | set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return strict if dtype == torch.bfloat16 else set()

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from softgrpo.rollout import NonFiniteLogitsError, TransformersEngine
 from softgrpo.thinking import Objective, ThinkingConfig
-from tests.helpers import PROMPTS, WORDS, roll_out, thinking, tiny_model, word_tokenizer
+from tests.helpers import (
+    PROMPTS,
+    VOCAB_SIZE,
+    WORDS,
+    roll_out,
+    thinking,
+    tiny_model,
+    word_tokenizer,
+)
 
 POLICY_NAMES = ["discrete", "soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
 MARKER = WORDS.index("</t>")
@@ -135,6 +144,27 @@ def test_a_copy_in_bfloat16_follows_the_model_when_synced():
     fresh = TransformersEngine(model, word_tokenizer(), dtype=torch.bfloat16)
     assert _facts(after) == _facts(fresh.generate(PROMPTS, thinking(), **options))
     assert _facts(after) != _facts(before) and model.dtype == torch.float32
+
+
+def test_a_copy_in_bfloat16_is_the_model_loaded_in_bfloat16(tmp_path):
+    """Far from the beginning too: RoPE's frequencies are not rounded with the weights."""
+    far = dict(vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=48, num_hidden_layers=2,
+               num_attention_heads=2, max_position_embeddings=16_384)  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**far, initializer_range=0.25)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    copied = TransformersEngine(model, word_tokenizer(), dtype=torch.bfloat16).model
+    ids, positions = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0, 1, 2, 8_000]])
+    with torch.no_grad():
+        wanted, found = (
+            m(input_ids=ids, position_ids=positions).logits for m in (loaded, copied)
+        )
+        rounded = copied.model.rotary_emb.inv_freq.bfloat16().float()
+        copied.model.rotary_emb.inv_freq.copy_(rounded)
+        control = copied(input_ids=ids, position_ids=positions).logits
+    assert torch.equal(found, wanted) and found.dtype == torch.bfloat16
+    assert (control - wanted).abs().max() > 0.1
 
 
 def test_the_training_mode_comes_back():
