@@ -7,9 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from softgrpo.thinking.blocks import spans
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.trace import SoftTrace
+
+# Embeddings looked up at a time: 24 MiB in float32 where the hidden size is 1,536.
+_BLOCK_VECTORS = 4096
 
 
 def mix(
@@ -20,15 +24,30 @@ def mix(
 ) -> Tensor:
     """s = sum_i w_i E[i] (+ noise): [N, D] in the embedding's dtype.
 
+    Summed in float32 at least and rounded once, whatever autocast says: a rollout and its replay
+    run under different ones, and must feed the model the same.
+
     Args:
         embedding: The model's input embedding module (so that one that scales is included).
         ids: [N, K] int.
         weights: [N, K] float.
         embedding_noise: [N, D] or None.
     """
-    vectors = embedding(ids.long())
-    mixture = torch.einsum("nk,nkd->nd", weights.to(vectors.dtype), vectors)
-    return mixture if embedding_noise is None else mixture + embedding_noise.to(mixture.dtype)
+    parts = [
+        _mix(embedding(ids[rows].long()), weights[rows], _at(embedding_noise, rows))
+        for rows in spans(max(1, len(ids)), _BLOCK_VECTORS // ids.shape[1])
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mix(vectors: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    mixture = (vectors.to(dtype) * weights.to(dtype)[..., None]).sum(1)
+    return (mixture if noise is None else mixture + noise).to(vectors.dtype)
+
+
+def _at(values: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values is None else values[rows]
 
 
 def build_inputs_embeds(

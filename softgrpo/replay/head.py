@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softgrpo.replay.columns import column_logits
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -45,19 +47,17 @@ class OutputHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, V] logits from hidden [N, D]; in the product's dtype, unless scaled or capped."""
-        return self._finish(F.linear(hidden, self.weight, self.bias))
+        return self.finish(F.linear(hidden, self.weight, self.bias))
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """[N, K] logits of the columns ids [N, K]; float32 at least, whatever autocast says."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            dtype = torch.promote_types(hidden.dtype, torch.float32)
-            columns = F.embedding(ids.long(), self.weight).to(dtype)
-            logits = torch.einsum("nd,nkd->nk", hidden.to(dtype), columns)
-            if self.bias is not None:
-                logits = logits + self.bias[ids.long()].to(dtype)
-            return self._finish(logits)
+        logits = column_logits(hidden, self.weight, ids.long())
+        if self.bias is not None:
+            logits = logits + self.bias[ids.long()].to(logits.dtype)
+        return self.finish(logits)
 
-    def _finish(self, logits: Tensor) -> Tensor:
+    def finish(self, logits: Tensor) -> Tensor:
+        """What the model does to its product: the scale, then the cap; any columns."""
         if self.scale != 1.0 or self.softcap is not None:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:

@@ -12,15 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from softgrpo.replay.head import OutputHead
-from softgrpo.replay.tokens import token_logps
+from softgrpo.replay.tokens import token_logps, tokens_from_hidden
 from softgrpo.thinking import densities
 from softgrpo.thinking.densities import DensityName, Reduction
 from softgrpo.thinking.objective import Objective
-
-_CHUNK_ELEMENTS = 2**26  # logits alive at a time at ordinary tokens: 256 MiB in float32
 
 
 class Replayed(NamedTuple):
@@ -172,11 +169,11 @@ def replay_steps(
         logps = logps.masked_scatter(is_soft, soft.logps.to(dtype))
         entropies = entropies.masked_scatter(is_soft, soft.entropies.to(dtype))
     if not bool(is_soft.all()):
-        tokens = _tokens(
+        token_logp, token_entropy = tokens_from_hidden(
             hidden[~is_soft], head, ids[~is_soft][:, 0].long(), objective.answer_temperature
         )
-        logps = logps.masked_scatter(~is_soft, tokens.logps.to(dtype))
-        entropies = entropies.masked_scatter(~is_soft, tokens.entropies.to(dtype))
+        logps = logps.masked_scatter(~is_soft, token_logp.to(dtype))
+        entropies = entropies.masked_scatter(~is_soft, token_entropy.to(dtype))
     return Replayed(logps, entropies)
 
 
@@ -208,26 +205,3 @@ def _soft_steps(
     else:
         logps = objective.log_density(logits, scores, support)
     return Replayed(logps, entropies)
-
-
-def _tokens(hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float) -> Replayed:
-    """Chunked log-softmax; a chunk's logits are recomputed in the backward pass, not kept."""
-    size = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
-    parts = []
-    for start in range(0, len(hidden), size):
-        chunk = slice(start, start + size)
-        if torch.is_grad_enabled() and len(hidden) > size:
-            part = checkpoint(
-                _token_chunk, hidden[chunk], head, labels[chunk], temperature, use_reentrant=False
-            )
-        else:
-            part = _token_chunk(hidden[chunk], head, labels[chunk], temperature)
-        parts.append(part)
-    logps, entropies = zip(*parts, strict=True)
-    return Replayed(torch.cat(logps), torch.cat(entropies))
-
-
-def _token_chunk(
-    hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    return token_logps(head.logits(hidden), labels, temperature)

@@ -1,9 +1,9 @@
-"""Log-probabilities and entropies of ordinary tokens from logits, by blocks of rows.
+"""Log-probabilities and entropies of ordinary tokens, from logits or from hidden states.
 
 Written with torch's own operations, a dozen tensors as large as the logits would come and go, and
 on a CPU their memory traffic costs more than the head's product. Here a block of rows at a time
 goes through all of the arithmetic while it is in cache, forward and backward; what is kept for the
-backward pass are the logits themselves.
+backward pass are the logits themselves, or, where they are many, the hidden states.
 """
 
 from __future__ import annotations
@@ -11,14 +11,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from softgrpo.thinking.blocks import row_blocks
+from softgrpo.replay.head import OutputHead
+from softgrpo.thinking.blocks import row_blocks, spans
 
 # exp of it is 0, as is that of -inf; but 0 times it is 0 as well.
 _FAR = -1e4
+
+
+def tokens_from_hidden(
+    hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float, chunk: int = 2**24
+) -> tuple[Tensor, Tensor]:
+    """As ``token_logps`` of the head's logits, of which only so many exist at a time.
+
+    Args:
+        hidden: [N, D] float, with gradient.
+        head: The output head.
+        labels: [N] int64.
+        temperature: > 0.
+        chunk: Logits made at a time, 64 MiB in float32. Twice as many are kept for the backward
+            pass; where there are more they are made again.
+    """
+    if len(hidden) * head.weight.shape[0] <= 2 * chunk:
+        return token_logps(head.logits(hidden), labels, temperature)
+    return _ChunkedTokens.apply(hidden, head.weight, head.bias, head, labels, temperature, chunk)
 
 
 def token_logps(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -77,3 +97,69 @@ class _TokenLogps(Function):
             slope.scatter_add_(-1, labels[rows, None], grad_logps[rows, None])
             grad[rows] = slope / ctx.temperature
         return grad, None, None
+
+
+class _ChunkedTokens(Function):
+    """token_logps(head.logits(hidden)) in chunks of rows, made again in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: OutputHead,
+        labels: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple:
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        ctx.finish, ctx.temperature, ctx.chunk = head.finish, temperature, chunk
+        ctx.dtype = _product_dtype(hidden)
+        weight = weight.to(ctx.dtype)
+        parts = [
+            token_logps(
+                head.finish(_product(hidden[rows], weight, bias)), labels[rows], temperature
+            )
+            for rows in spans(len(hidden), chunk // len(weight))
+        ]
+        logps, entropies = zip(*parts, strict=True)
+        return torch.cat(logps), torch.cat(entropies)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor, grad_entropies: Tensor) -> tuple:
+        hidden, weight, bias, labels = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        weight = weight.to(ctx.dtype)
+        for rows in spans(len(hidden), ctx.chunk // len(weight)):
+            product = _product(hidden[rows], weight, bias).requires_grad_()
+            with torch.enable_grad():
+                outputs = token_logps(ctx.finish(product), labels[rows], ctx.temperature)
+            upstream = grad_logps[rows], grad_entropies[rows]
+            (grad,) = torch.autograd.grad(outputs, product, upstream)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad @ weight).to(hidden.dtype)
+            if grad_weight is not None:
+                states = hidden[rows].to(ctx.dtype)
+                for words in spans(len(weight), ctx.chunk // weight.shape[1]):
+                    grad_weight[words] += grad[:, words].T @ states
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """In which a linear layer multiplies: autocast's where it is on."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer's, in the dtype of ``weight``."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if bias is None else bias.to(weight.dtype)
+        return F.linear(hidden.to(weight.dtype), weight, bias)

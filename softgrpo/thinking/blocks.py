@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 # Logits of a block: in a processor's cache, or enough to fill a GPU.
-_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26
+_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**24
 
 
 def row_blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of the rows of logits [N, V], in order; none where N is 0."""
     elements = _CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK
-    size = max(1, elements // logits.shape[1])
-    return (slice(start, start + size) for start in range(0, len(logits), size))
+    return spans(len(logits), elements // logits.shape[1])
+
+
+def spans(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover ``count`` rows in order, ``size`` (but one at least) at a time."""
+    size = max(1, size)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -190,4 +190,15 @@ def invert_cdf(probs: Tensor, exponential: Tensor) -> Tensor:
     cdf = probs.cumsum(-1)
     # Below 1 in float32 too, or rounding could step past the last column that has mass.
     u = noises.uniform(exponential.double()).clamp_max(1 - 2.0**-24).to(cdf.dtype)
-    return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max(probs.shape[-1] - 1)
+    columns = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).clamp_max(probs.shape[-1] - 1)
+    # A CPU sums from left to right: its sums never fall, and stay where a probability is 0.
+    return columns if probs.device.type == "cpu" else with_mass(probs, columns)
+
+
+def with_mass(probs: Tensor, columns: Tensor) -> Tensor:
+    """The columns [N, 1] that a search found in running sums, or the likeliest if one has no mass.
+
+    A parallel scan (CUDA's) rounds each sum in its own way. It can fall by its rounding, and a
+    search in it then stops, once in millions of draws, at a column of probability 0.
+    """
+    return torch.where(probs.gather(-1, columns) > 0, columns, probs.argmax(-1, keepdim=True))

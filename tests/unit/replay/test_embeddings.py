@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softgrpo.replay import build_inputs_embeds
+from softgrpo.replay import build_inputs_embeds, mix
 from softgrpo.thinking import POLICIES
 from tests.helpers import batch_of, roll_out, thinking, tiny_model
 
@@ -54,3 +54,28 @@ def test_other_settings_are_refused():
     ids, _, trace, _ = batch_of(roll_out(model, config))
     with pytest.raises(ValueError, match="tau"):
         build_inputs_embeds(ids, trace, model.get_input_embeddings(), replace(config, tau=0.2))
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_autocast_changes_no_input(policy):
+    """A rollout mixes outside of it, a replay inside."""
+    model, config = tiny_model(), thinking(policy, max_think_tokens=6)
+    ids, _, trace, _ = batch_of(roll_out(model, config))
+
+    def inputs():
+        return build_inputs_embeds(ids, trace, model.get_input_embeddings(), config)
+
+    wanted = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inputs(), wanted)
+
+
+def test_many_steps_are_mixed_a_block_at_a_time():
+    embedding, calls = torch.nn.Embedding(11, 3), []
+    handle = embedding.register_forward_pre_hook(lambda _, args: calls.append(args[0].numel()))
+    ids, weights = torch.randint(11, (5000, 2)), torch.rand(5000, 2)
+    found = mix(embedding, ids, weights)
+    handle.remove()
+    assert max(calls) <= 4096 and sum(calls) == 10_000
+    torch.testing.assert_close(found, (embedding(ids) * weights[..., None]).sum(1))
+    assert mix(embedding, ids[:0], weights[:0]).shape == (0, 3)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.replay.tokens import token_logps
+from softgrpo.replay import OutputHead
+from softgrpo.replay.tokens import token_logps, tokens_from_hidden
 from softgrpo.thinking import blocks
+from tests.helpers import VOCAB_SIZE, assert_same, gradients, tiny_model
 
 LABELS = torch.tensor([3, 0, 10, 7, 7, 1, 2])
 WEIGHTS = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -74,3 +76,24 @@ def test_far_logits_do_not_overflow():
     )
     (logps + entropies).sum().backward()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", ["tied", "bias", "scale_divides", "softcap"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
+def test_chunks_from_hidden_states_are_the_whole_in_values_and_gradients(name, kind):
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    model = tiny_model(name, dtype=dtype)
+    hidden = torch.randn(23, 32, dtype=dtype, requires_grad=True)
+    labels = torch.randint(0, VOCAB_SIZE, (23,))
+
+    def run(chunk):
+        model.zero_grad()
+        hidden.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            outputs = tokens_from_hidden(hidden, OutputHead.of(model), labels, 0.7, chunk)
+        (outputs[0] + 0.3 * outputs[1]).sum().backward()
+        names = dict(zip(("logps", "entropies"), outputs, strict=True))
+        return names | gradients(model) | {"hidden": hidden.grad}
+
+    whole, chunked = run(2**24), run(5 * VOCAB_SIZE)
+    assert_same(chunked, whole, 1e-5 if kind == "float32" else 0.05)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from softgrpo.thinking import POLICIES, ThinkingConfig, check_density, draw_step
 from softgrpo.thinking.densities import log_density
+from softgrpo.thinking.policies import with_mass
 
 LOGITS = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0], dtype=torch.float64)
 DRAWS = 4000
@@ -92,3 +93,13 @@ def test_a_density_of_another_policy_is_refused_by_name():
     assert check_density("gumbel", None) == "gumbel"
     with pytest.raises(ValueError, match="density='concrete': policy 'dirichlet'"):
         check_density("dirichlet", "concrete")
+
+
+def test_a_column_without_mass_is_never_drawn():
+    """Running sums as a parallel scan may round them: the third grows, though its mass is 0."""
+    probs, sums = torch.tensor([[0.25, 0.25, 0.0, 0.5]]), [0.25, 0.5 - 2.0**-25, 0.5, 1.0]
+    found = torch.searchsorted(torch.tensor([sums]), torch.tensor([[sums[1]]]), right=True)
+    assert found.tolist() == [[2]]
+    assert with_mass(probs, found).tolist() == [[3]]
+    for column in (0, 1, 3):
+        assert with_mass(probs, torch.tensor([[column]])).item() == column

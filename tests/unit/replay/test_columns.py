@@ -1,0 +1,65 @@
+"""Some columns of a product, block by block: the columns of the whole, and their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softgrpo.replay.columns import column_logits
+
+N, K, V, D = 9, 4, 6, 5
+
+
+def _inputs(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, dtype=torch.float64, generator=generator)
+    weight = torch.randn(V, D, dtype=torch.float64, generator=generator)
+    ids = torch.randint(V, (N, K), generator=generator)  # some twice in a row, and in many rows
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), ids
+
+
+@pytest.mark.parametrize("block", [2**23, 3 * K * D, 1], ids=["one", "three steps", "one step"])
+def test_it_is_the_product_and_has_its_gradients(block):
+    hidden, weight, ids = _inputs()
+    torch.testing.assert_close(
+        column_logits(hidden, weight, ids, block), (hidden @ weight.T).gather(1, ids)
+    )
+    assert torch.autograd.gradcheck(lambda *x: column_logits(*x, ids, block), (hidden, weight))
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_frozen_model_none_either():
+    hidden, weight, ids = _inputs()
+    column_logits(hidden, weight.detach(), ids).sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+    column_logits(hidden.detach(), weight, ids).sum().backward()
+    assert weight.grad is not None
+
+
+def test_a_rows_gradient_is_rounded_once():
+    """Four thousand small numbers in bfloat16: one after the other they stop to count at 256."""
+    count = 4096
+    hidden = torch.ones(count, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    column_logits(hidden, weight, torch.ones(count, 1, dtype=torch.long)).sum().backward()
+    assert weight.grad.tolist() == [[0.0], [count]]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps():
+    """Beside weight, gradient and [steps, D] tensors: bytes of the largest that is saved or made."""
+    hidden = torch.randn(2048, 512, requires_grad=True)
+    weight = torch.randn(1000, 512, requires_grad=True)
+    ids = torch.randint(1000, (2048, 32))
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **kwargs or {})
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        column_logits(hidden, weight, ids, block=2**18).sum().backward()
+    assert largest <= hidden.numel() < ids.numel() * 512 / 16
