@@ -1,6 +1,6 @@
 """Some columns of a product with a vocabulary: logits [N, K] of hidden [N, D] and ids [N, K].
 
-Gathered at once, the columns of a head would be [N, K, D]: 16 GB in float32 for 64 thoughts of 8,192
+Gathered at once, a head's columns would be [N, K, D]: 16 GB in float32 for 64 thoughts of 8,192
 steps. Here a block of steps at a time is gathered, multiplied and forgotten, forward and backward.
 """
 
@@ -64,9 +64,7 @@ class _ColumnLogits(Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _add_outer_products(
-    out: Tensor, grad: Tensor, hidden: Tensor, ids: Tensor, block: int
-) -> None:
+def _add_outer_products(out: Tensor, grad: Tensor, hidden: Tensor, ids: Tensor, block: int) -> None:
     """out[ids[n, k]] += grad[n, k] * hidden[n], for all n and k.
 
     In the order of ids, so that what a row of ``out`` is given is summed in float32 first: adding

@@ -46,7 +46,7 @@ def test_a_rows_gradient_is_rounded_once():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
-    """Beside weight, gradient and [steps, D] tensors: bytes of the largest that is saved or made."""
+    """Nothing larger than weight, gradient and [steps, D] is ever made."""
     hidden = torch.randn(2048, 512, requires_grad=True)
     weight = torch.randn(1000, 512, requires_grad=True)
     ids = torch.randint(1000, (2048, 32))

@@ -157,9 +157,7 @@ def test_a_copy_in_bfloat16_is_the_model_loaded_in_bfloat16(tmp_path):
     copied = TransformersEngine(model, word_tokenizer(), dtype=torch.bfloat16).model
     ids, positions = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0, 1, 2, 8_000]])
     with torch.no_grad():
-        wanted, found = (
-            m(input_ids=ids, position_ids=positions).logits for m in (loaded, copied)
-        )
+        wanted, found = (m(input_ids=ids, position_ids=positions).logits for m in (loaded, copied))
         rounded = copied.model.rotary_emb.inv_freq.bfloat16().float()
         copied.model.rotary_emb.inv_freq.copy_(rounded)
         control = copied(input_ids=ids, position_ids=positions).logits
