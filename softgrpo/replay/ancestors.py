@@ -3,26 +3,22 @@
 As a matrix this mask has S x S elements, and attention under it costs S x S, however little of it
 is ancestry. With sdpa it is therefore no matrix: ``AncestorMask`` is handed through the model like
 any mask, and where it reaches torch's attention the row's tokens are laid out by sequence again,
-for the attention alone: distinct prompts among themselves, completions over prompt and completion.
-That costs no more than the padded batch's attention, and no model needs to know. (It travels as the
-mask, not in a global, so that a checkpointed layer meets it again in the backward pass.) Eager
-attention adds the matrix to its scores.
+for the attention alone (see replay.layouts). That costs no more than the padded batch's attention,
+and no model needs to know. (It travels as the mask, not in a global, so that a checkpointed layer
+meets it again in the backward pass.) Eager attention adds the matrix to its scores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softgrpo.replay.layouts import Layout, choose_layout
 from softgrpo.replay.packing import Packed, pack
 
-# Queries of a completion taken together. Keys after a block's last query are left out, so that long
-# completions cost little more than half of their square.
-_BLOCK = 256
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
@@ -32,15 +28,22 @@ class AncestorMask(Tensor):
     Anything else a model computes from it raises NotImplementedError: its values are not there.
     """
 
-    ancestry: _Layout
+    placement: Layout
+    groups: int | None
 
     @staticmethod
-    def of(packed: Packed, groups: int | None = None) -> AncestorMask:
-        """The mask of a packed row, for a model that repeats that many heads of keys and values."""
+    def of(packed: Packed, layout: Layout, groups: int | None = None) -> AncestorMask:
+        """The mask of a packed row in a layout.
+
+        Args:
+            packed: The row.
+            layout: How it attends.
+            groups: Heads of keys and values where a model repeats them; None: it repeats none.
+        """
         size = len(packed.source)
         one = torch.ones((), dtype=torch.bool, device=packed.source.device)
         mask = one.expand(1, 1, size, size).as_subclass(AncestorMask)
-        mask.ancestry = _Layout.of(packed, groups)
+        mask.placement, mask.groups = layout, groups
         return mask
 
     @classmethod
@@ -50,145 +53,35 @@ class AncestorMask(Tensor):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             kwargs = dict(zip(_SDPA_ARGUMENTS, args, strict=False)) | kwargs
-            layout = kwargs.pop("attn_mask").ancestry
-            kwargs.pop("is_causal", None)
-            return layout.attend(**kwargs)
+            mask = kwargs.pop("attn_mask")
+            for implied in ("is_causal", "enable_gqa"):
+                kwargs.pop(implied, None)
+            return mask._attend(**kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             raise NotImplementedError(f"a mask of ancestors has no {func.__name__}")
         return result
 
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the tokens of a packed row stand while they attend.
-
-    Attributes:
-        prompts: [G, P] int64, the packed tokens of the distinct prompts; padded at the right, where
-            a causal mask hides it.
-        completions: [B, T] int64, those of the completions; padded at the right.
-        paths: [B, M] int64, those of prompt and completion together.
-        seen: For every block of ``_BLOCK`` completion tokens [B, 1, block, keys] bool.
-        places: [S] int64, where each token's result stands among prompts and completions.
-        groups: Heads of keys and values that are not repetitions; None: nothing is repeated.
-    """
-
-    prompts: Tensor
-    completions: Tensor
-    paths: Tensor
-    seen: list[Tensor]
-    places: Tensor
-    groups: int | None
-
-    @staticmethod
-    def of(packed: Packed, groups: int | None) -> _Layout:
-        paths, starts = packed.paths, packed.prompt_lengths
-        device, width = paths.device, paths.shape[1]
-        shared = int(starts.max())
-        prompts = paths[packed.leaders, :shared]
-        is_prompt = torch.arange(shared, device=device) < starts[packed.leaders, None]
-        steps = int((packed.lengths - starts).max())
-        positions = starts[:, None] + torch.arange(steps, device=device)
-        completions = paths.gather(1, positions.clamp_max(width - 1))
-        is_completion = positions < packed.lengths[:, None]
-        seen = []
-        for start in range(0, steps, _BLOCK):
-            keys = torch.arange(min(shared + start + _BLOCK, width), device=device)
-            seen.append(keys <= positions[:, None, start : start + _BLOCK, None])
-        places = torch.empty_like(packed.source)
-        order = torch.arange(prompts.numel() + completions.numel(), device=device)
-        places[prompts[is_prompt]] = order[: prompts.numel()].view_as(prompts)[is_prompt]
-        places[completions[is_completion]] = order[prompts.numel() :].view_as(completions)[
-            is_completion
-        ]
-        return _Layout(prompts, completions, paths, seen, places, groups)
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False, **options: Any
-    ) -> Tensor:
-        """Attention to ancestors: query [1, H, S, D], keys and values [1, H', S, D].
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Attention of query [1, H, S, D] to keys and values [1, H', S, D]: [1, H, S, D].
 
         Where there is a mask transformers' sdpa repeats keys and values for every head of a group;
         that is undone here, before they are laid out.
-
-        Args:
-            enable_gqa, options: Of F.scaled_dot_product_attention; options: dropout_p, scale.
-
-        Returns:
-            [1, H, S, D].
         """
         if self.groups is not None and key.shape[1] == query.shape[1] > self.groups:
             repeats = query.shape[1] // self.groups
-            key, value, enable_gqa = key[:, ::repeats], value[:, ::repeats], True
-        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        prompts = F.scaled_dot_product_attention(
-            _rows(q, self.prompts),
-            _rows(k, self.prompts),
-            _rows(v, self.prompts),
-            is_causal=True,
-            enable_gqa=enable_gqa,
-            **options,
-        )
-        results = [prompts.transpose(1, 2).flatten(0, 1)]
-        queries = _rows(q, self.completions)
-        keys, values = _rows(k, self.paths), _rows(v, self.paths)
-        blocks = [
-            attend_in_groups(
-                queries[:, :, i * _BLOCK : (i + 1) * _BLOCK],
-                keys[:, :, : seen.shape[-1]],
-                values[:, :, : seen.shape[-1]],
-                seen,
-                **options,
-            )
-            for i, seen in enumerate(self.seen)
-        ]
-        if blocks:
-            results.append(torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1))
-        return torch.cat(results).index_select(0, self.places).transpose(0, 1)[None]
-
-
-def attend_in_groups(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> Tensor:
-    """F.scaled_dot_product_attention with the heads of a group as rows of one query block.
-
-    Keys and values are not repeated for each head; torch's own grouping is slow on a CPU.
-
-    Args:
-        query: [B, H, L, D].
-        key, value: [B, H', S, D], H a multiple of H'.
-        mask: [B, 1, L, S] or None.
-        options: dropout_p and scale.
-
-    Returns:
-        [B, H, L, D of the values].
-    """
-    batch, heads, length, size = query.shape
-    groups = key.shape[1]
-    if mask is not None and length > 1:  # a single row broadcasts
-        mask = mask.repeat(1, 1, heads // groups, 1)
-    output = F.scaled_dot_product_attention(
-        query.reshape(batch, groups, heads // groups * length, size),
-        key,
-        value,
-        attn_mask=mask,
-        **options,
-    )
-    return output.reshape(batch, heads, length, value.shape[-1])
-
-
-def _rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """[S, H, D] at index [R, L] -> [R, H, L, D]."""
-    return tokens.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+            key, value = key[:, ::repeats], value[:, ::repeats]
+        rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        return self.placement.attend(*rows, **options).transpose(0, 1)[None]
 
 
 def ancestor_matrix(packed: Packed) -> Tensor:
     """[S, S] bool, True where the row's token attends to the column's."""
     size = len(packed.source)
     matrix = torch.zeros(size, size, dtype=torch.bool, device=packed.source.device)
-    for path, length in zip(packed.paths, packed.lengths.tolist(), strict=True):
-        own = path[:length]
+    for path in packed.paths:
+        own, length = torch.from_numpy(path).to(matrix.device), len(path)
         matrix[own[:, None], own] |= torch.ones_like(matrix[:length, :length]).tril()
     return matrix
 
@@ -205,7 +98,11 @@ def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> Tensor:
     if config._attn_implementation == "sdpa":
         # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
         repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
-        return AncestorMask.of(packed, config.num_key_value_heads if repeats else None)
+        device = packed.source.device
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        layout = choose_layout(packed, device, dtype)
+        return AncestorMask.of(packed, layout, config.num_key_value_heads if repeats else None)
     hidden = ~ancestor_matrix(packed)[None, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
         hidden, torch.finfo(dtype).min

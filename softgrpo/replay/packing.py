@@ -8,34 +8,34 @@ the result is that of the padded batch, at the price of its distinct tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch of B sequences as one row of S tokens.
+    """A micro-batch of B sequences as one row of S tokens. Who stands where is kept on the host.
 
     Attributes:
         source: [S] int64, index of each token in the flattened [B * L] batch.
         positions: [S] int64, its position in its own sequence.
         predictor: [N] int64, for each completion token of the batch (in row-major order of its
             mask), the packed token whose hidden state predicts it.
-        paths: [B, M] int64, the packed tokens of each sequence in order, padded with 0.
-        prompt_lengths: [B] int64.
-        lengths: [B] int64, of prompt and completion.
-        leaders: [G] int64, one sequence for every distinct prompt.
+        paths: For each sequence the packed tokens of prompt and completion in order, int64.
+        prompt_lengths: For each sequence the tokens of its prompt.
+        leaders: One sequence for every distinct prompt.
     """
 
     source: Tensor
     positions: Tensor
     predictor: Tensor
-    paths: Tensor
-    prompt_lengths: Tensor
-    lengths: Tensor
-    leaders: Tensor
+    paths: Sequence[np.ndarray]
+    prompt_lengths: Sequence[int]
+    leaders: Sequence[int]
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, num_steps: int) -> Packed:
@@ -47,50 +47,46 @@ def pack(input_ids: Tensor, attention_mask: Tensor, num_steps: int) -> Packed:
         attention_mask: [B, P + T].
         num_steps: T.
     """
-    ids, present = input_ids.tolist(), attention_mask.bool().tolist()
-    length = input_ids.shape[1]
+    num_prompt = input_ids.shape[1] - num_steps
+    prompt_ids = input_ids[:, :num_prompt].tolist()
+    present = attention_mask.bool().cpu().numpy()
     children: dict[tuple[int, int], int] = {}
     prompts: dict[int, int] = {}  # the last token of each distinct prompt, and who has it first
-    source: list[int] = []
-    positions: list[int] = []
-    predictor: list[int] = []
-    paths: list[list[int]] = []
+    size = 0
+    source: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    predictor: list[np.ndarray] = []
+    paths: list[np.ndarray] = []
     prompt_lengths: list[int] = []
-    for row in range(len(ids)):
-        node = -1
+    for row, is_present in enumerate(present):
+        columns = is_present.nonzero()[0]
+        count = int(np.searchsorted(columns, num_prompt))
         path: list[int] = []
-        for column in range(length - num_steps):
-            if not present[row][column]:
-                continue
-            edge = (node, ids[row][column])
+        for depth, column in enumerate(columns[:count].tolist()):
+            edge = (path[-1] if path else -1, prompt_ids[row][column])
             if edge not in children:
-                children[edge] = len(source)
-                source.append(row * length + column)
-                positions.append(len(path))
-            node = children[edge]
-            path.append(node)
-        prompts.setdefault(node, row)
-        prompt_lengths.append(len(path))
-        for column in range(length - num_steps, length):
-            if not present[row][column]:
-                continue
-            predictor.append(node)
-            node = len(source)
-            source.append(row * length + column)
-            positions.append(len(path))
-            path.append(node)
-        paths.append(path)
-    longest = max(map(len, paths))
+                children[edge] = size
+                size += 1
+                source.append(columns[depth : depth + 1] + row * len(is_present))
+                positions.append(np.array([depth]))
+            path.append(children[edge])
+        prompts.setdefault(path[-1] if path else -1, row)
+        prompt_lengths.append(count)
+        steps = np.arange(size, size + len(columns) - count)
+        size += len(steps)
+        source.append(columns[count:] + row * len(is_present))
+        positions.append(np.arange(count, len(columns)))
+        paths.append(np.concatenate([np.array(path, dtype=np.int64), steps]))
+        predictor.append(paths[-1][count - 1 : -1] if len(steps) else steps)
 
-    def tensor(values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=input_ids.device)
+    def tensor(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(input_ids.device)
 
     return Packed(
         source=tensor(source),
         positions=tensor(positions),
         predictor=tensor(predictor),
-        paths=tensor([path + [0] * (longest - len(path)) for path in paths]),
-        prompt_lengths=tensor(prompt_lengths),
-        lengths=tensor([len(path) for path in paths]),
-        leaders=tensor(list(prompts.values())),
+        paths=paths,
+        prompt_lengths=prompt_lengths,
+        leaders=list(prompts.values()),
     )

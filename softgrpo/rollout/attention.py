@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from softgrpo.replay.ancestors import attend_in_groups
+from softgrpo.replay.layouts import attend_in_groups
 
 # Rows of a block on a CPU; blocks are worth their calls where they leave out this share of all.
 BLOCK, _MIN_SAVED = 16, 0.15

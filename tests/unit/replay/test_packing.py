@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, JetMoeConfig
 
-from softgrpo.replay import ancestors, check_packing, pack, replay
+from softgrpo.replay import check_packing, pack, replay
 from softgrpo.replay.ancestors import AncestorMask, ancestor_matrix, is_cheaper
+from softgrpo.replay.layouts import Paths
 from softgrpo.thinking import Objective, SoftTrace
 from tests.helpers import (
     MODELS,
@@ -135,25 +136,6 @@ def test_under_lora_the_reference_is_the_model_without_its_adapter(tmp_path):
     )
 
 
-@pytest.mark.parametrize("checkpointing", [None, False, True])
-def test_long_completions_attend_in_blocks(checkpointing, monkeypatch):
-    """Blocks shorter than the completions, and checkpointed layers, which attend once more."""
-    monkeypatch.setattr(ancestors, "_BLOCK", 5)
-    results = []
-    config = thinking()
-    for share_prompts in (False, True):
-        model = tiny_model("untied", attention="sdpa")
-        if checkpointing is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-        ids, mask, trace = _batch(model, config)
-        model.train()
-        objective = Objective.of(config, "gumbel", "sum")
-        replayed = replay(model, ids, mask, trace, config, objective, share_prompts)
-        replayed.logps.sum().backward()
-        results.append(gradients(model) | {"logps": replayed.logps.detach()})
-    assert_same(results[1], results[0], 1e-4)
-
-
 def test_completions_that_are_masked_out_leave_their_prompts(tmp_path):
     model, config = tiny_model(attention="sdpa"), thinking()
     ids, mask, trace = _batch(model, config)
@@ -165,7 +147,8 @@ def test_completions_that_are_masked_out_leave_their_prompts(tmp_path):
 
 def test_a_mask_of_ancestors_is_nothing_but_a_layout():
     ids, mask, trace = _batch(tiny_model(), thinking())
-    packed = AncestorMask.of(pack(ids, mask, trace.num_steps))
+    row = pack(ids, mask, trace.num_steps)
+    packed = AncestorMask.of(row, Paths.of(row, ids.device))
     assert packed.shape == (1, 1, packed.shape[2], packed.shape[2])
     for use in (lambda x: x[..., :2], lambda x: x.float(), lambda x: ~x):
         with pytest.raises(NotImplementedError, match="mask of ancestors"):

@@ -1,0 +1,327 @@
+"""How the tokens of a packed row attend: laid out by sequence again, for the attention alone.
+
+Three layouts compute the same function of the same numbers. Each takes the row's queries, keys and
+values and gives every token the result of its ancestors:
+
+- ``Blocks``: distinct prompts among themselves, then blocks of completion tokens over prompt and
+  completion, under masks. The plain way, and the fastest for short sequences on a CPU. Its masks
+  grow with the square of the length.
+- ``Paths``: every sequence by itself, causally, prompt included. No mask, so what is kept for the
+  backward pass grows with the tokens; a shared prompt's queries are computed again by each sequence.
+- ``Varlen``: prompts and completions in one call of torch's variable-length flash attention. No
+  mask and nothing twice; NVIDIA's GPUs from Ampere on, in half precision. Its kernel has not been
+  run: only what is handed to it has been tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from softgrpo.replay.packing import Packed
+
+# On a CPU completions of so many tokens attend without masks, unless prompts are longer still.
+_LONG = 1024
+
+
+class Layout(Protocol):
+    """Where the tokens of a packed row stand while they attend."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Attention of every token to its ancestors.
+
+        Args:
+            query: [S, H, D].
+            key: [S, H', D], H a multiple of H'.
+            value: As key.
+            options: ``scale`` and ``dropout_p`` of F.scaled_dot_product_attention.
+
+        Returns:
+            [S, H, D].
+        """
+        ...
+
+
+def choose_layout(packed: Packed, device: torch.device, dtype: torch.dtype) -> Layout:
+    """The layout for a row on a device.
+
+    Args:
+        packed: The row.
+        device: Of the model.
+        dtype: In which it attends (autocast's, where that is on).
+    """
+    if _has_varlen(device, dtype):
+        return Varlen.of(packed, device)
+    prompt = max(packed.prompt_lengths)
+    steps = max(map(len, packed.paths)) - min(packed.prompt_lengths)
+    if device.type == "cpu" and steps < max(prompt, _LONG):
+        return Blocks.of(packed, device)
+    return Paths.of(packed, device)
+
+
+def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Prompts, then blocks of completion tokens, under masks.
+
+    Attributes:
+        prompts: [G, P] int64, the packed tokens of the distinct prompts; padded at the right, where
+            a causal mask hides it.
+        completions: [B, T] int64, those of the completions; padded at the right.
+        paths: [B, M] int64, those of prompt and completion together.
+        seen: For every block of completion tokens [B, 1, block, keys] bool. Keys after a block's
+            last query are left out.
+        places: [S] int64, where each token's result stands among prompts and completions.
+    """
+
+    prompts: Tensor
+    completions: Tensor
+    paths: Tensor
+    seen: list[Tensor]
+    places: Tensor
+
+    @staticmethod
+    def of(packed: Packed, device: torch.device, block: int = 256) -> Blocks:
+        """Args: the row, its device, and how many completion tokens attend together."""
+        prompts = [packed.paths[i][: packed.prompt_lengths[i]] for i in packed.leaders]
+        pairs = list(zip(packed.paths, packed.prompt_lengths, strict=True))
+        completions = [path[start:] for path, start in pairs]
+        padded = _padded(prompts), _padded(completions)
+        places = np.empty(len(packed.source), dtype=np.int64)
+        for tokens, first in zip((prompts, completions), (0, padded[0].size), strict=True):
+            width = padded[0 if tokens is prompts else 1].shape[1]
+            for row, part in enumerate(tokens):
+                places[part] = first + row * width + np.arange(len(part))
+        starts = np.array(packed.prompt_lengths)
+        paths = _padded(packed.paths)
+        seen = []
+        for first in range(0, padded[1].shape[1], block):
+            steps = np.arange(first, min(first + block, padded[1].shape[1]))
+            keys = np.arange(min(int(starts.max()) + first + block, paths.shape[1]))
+            seen.append(keys <= (starts[:, None] + steps)[:, None, :, None])
+        return Blocks(
+            *(torch.from_numpy(x).to(device) for x in (*padded, paths)),
+            seen=[torch.from_numpy(x).to(device) for x in seen],
+            places=torch.from_numpy(places).to(device),
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """See Layout.attend."""
+        prompts = F.scaled_dot_product_attention(
+            _rows(query, self.prompts),
+            _rows(key, self.prompts),
+            _rows(value, self.prompts),
+            is_causal=True,
+            enable_gqa=key.shape[1] != query.shape[1],
+            **options,
+        )
+        results = [prompts.transpose(1, 2).flatten(0, 1)]
+        queries = _rows(query, self.completions)
+        keys, values = _rows(key, self.paths), _rows(value, self.paths)
+        parts = []
+        first = 0
+        for seen in self.seen:
+            last, num_keys = first + seen.shape[2], seen.shape[-1]
+            parts.append(
+                attend_in_groups(
+                    queries[:, :, first:last],
+                    keys[:, :, :num_keys],
+                    values[:, :, :num_keys],
+                    seen,
+                    **options,
+                )
+            )
+            first = last
+        if parts:
+            results.append(torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1))
+        return torch.cat(results).index_select(0, self.places)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every sequence by itself, causally, from its prompt's first token on.
+
+    Attributes:
+        tokens: [M] int64, the packed tokens of all sequences, one after the other.
+        lengths: Tokens of each sequence.
+        places: [S] int64, where each token's result stands among them.
+    """
+
+    tokens: Tensor
+    lengths: list[int]
+    places: Tensor
+
+    @staticmethod
+    def of(packed: Packed, device: torch.device) -> Paths:
+        """The layout of a row on a device."""
+        tokens = np.concatenate(packed.paths)
+        return Paths(
+            torch.from_numpy(tokens).to(device),
+            [len(path) for path in packed.paths],
+            torch.from_numpy(_places(tokens)).to(device),
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """See Layout.attend."""
+        if query.device.type != "cpu":  # kernels without a mask that take groups: half precision's
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+        parts = [x.index_select(0, self.tokens).split(self.lengths) for x in (query, key, value)]
+        results = [
+            F.scaled_dot_product_attention(
+                *(x.transpose(0, 1)[None] for x in sequence),
+                is_causal=True,
+                enable_gqa=key.shape[1] != query.shape[1],
+                **options,
+            )[0].transpose(0, 1)
+            for sequence in zip(*parts, strict=True)
+        ]
+        return torch.cat(results).index_select(0, self.places)
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """Distinct prompts, then completions over prompt and completion, in one call.
+
+    Attributes:
+        queries: [Q] int64, packed tokens: prompts, then completions.
+        keys: [M] int64: prompts, then whole sequences.
+        query_ends, key_ends: [G + B + 1] int32, where each begins and the last one ends.
+        longest: Most queries and most keys of one.
+        places: [S] int64, where each token's result stands among the queries.
+        kernel: With torch.nn.attention.varlen.varlen_attn's signature: the last queries see the
+            last keys.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    longest: tuple[int, int]
+    places: Tensor
+    kernel: Callable[..., Tensor]
+
+    @staticmethod
+    def of(
+        packed: Packed, device: torch.device, kernel: Callable[..., Tensor] | None = None
+    ) -> Varlen:
+        """The layout of a row on a device; the kernel is torch's where none is given."""
+        if kernel is None:
+            from torch.nn.attention.varlen import varlen_attn as kernel
+        prompts = [packed.paths[i][: packed.prompt_lengths[i]] for i in packed.leaders]
+        pairs = zip(packed.paths, packed.prompt_lengths, strict=True)
+        queries = [*prompts, *(path[start:] for path, start in pairs)]
+        keys = [*prompts, *packed.paths]
+
+        def ends(parts: list[np.ndarray]) -> Tensor:
+            counts = np.array([0, *map(len, parts)], dtype=np.int32)
+            return torch.from_numpy(counts.cumsum(dtype=np.int32)).to(device)
+
+        tokens = np.concatenate(queries)
+        return Varlen(
+            torch.from_numpy(tokens).to(device),
+            torch.from_numpy(np.concatenate(keys)).to(device),
+            ends(queries),
+            ends(keys),
+            (max(map(len, queries)), max(map(len, keys))),
+            torch.from_numpy(_places(tokens)).to(device),
+            kernel,
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """See Layout.attend.
+
+        Raises:
+            ValueError: Attention is to be dropped at random, which the kernel cannot.
+        """
+        if dropout_p:
+            raise ValueError(
+                f"attention_dropout={dropout_p}: packed rows attend without dropout on a GPU; "
+                "set it to 0, or share_prompts: false"
+            )
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # which does not know the kernel
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+        output = self.kernel(
+            query.index_select(0, self.queries),
+            key.index_select(0, self.keys),
+            value.index_select(0, self.keys),
+            self.query_ends,
+            self.key_ends,
+            *self.longest,
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return output.index_select(0, self.places)
+
+
+def attend_in_groups(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Tensor:
+    """F.scaled_dot_product_attention with the heads of a group as rows of one query block.
+
+    Keys and values are not repeated for each head; torch's own grouping is slow on a CPU.
+
+    Args:
+        query: [B, H, L, D].
+        key, value: [B, H', S, D], H a multiple of H'.
+        mask: [B, 1, L, S] or None.
+        options: dropout_p and scale.
+
+    Returns:
+        [B, H, L, D of the values].
+    """
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+    if mask is not None and length > 1:  # a single row broadcasts
+        mask = mask.repeat(1, 1, heads // groups, 1)
+    output = F.scaled_dot_product_attention(
+        query.reshape(batch, groups, heads // groups * length, size),
+        key,
+        value,
+        attn_mask=mask,
+        **options,
+    )
+    return output.reshape(batch, heads, length, value.shape[-1])
+
+
+def _rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """[S, H, D] at index [R, L] -> [R, H, L, D]."""
+    return tokens.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """[R, longest], padded with 0 at the right."""
+    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _places(tokens: np.ndarray) -> np.ndarray:
+    """For each packed token one of the places where it stands among ``tokens``, which has all."""
+    places = np.empty(tokens.max() + 1, dtype=np.int64)
+    places[tokens] = np.arange(len(tokens))
+    return places
