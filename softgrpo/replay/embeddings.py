@@ -7,13 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from softgrpo.thinking.blocks import spans
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.trace import SoftTrace
-
-# Embeddings looked up at a time: 24 MiB in float32 where the hidden size is 1,536.
-_BLOCK_VECTORS = 4096
 
 
 def mix(
@@ -25,7 +21,9 @@ def mix(
     """s = sum_i w_i E[i] (+ noise): [N, D] in the embedding's dtype.
 
     Summed in float32 at least and rounded once, whatever autocast says: a rollout and its replay
-    run under different ones, and must feed the model the same.
+    run under different ones, and must feed the model the same. Column by column: no [N, K, D] is
+    made, and the module is called K times whatever N is (where it is sharded, every process must
+    call it as often).
 
     Args:
         embedding: The model's input embedding module (so that one that scales is included).
@@ -33,21 +31,15 @@ def mix(
         weights: [N, K] float.
         embedding_noise: [N, D] or None.
     """
-    parts = [
-        _mix(embedding(ids[rows].long()), weights[rows], _at(embedding_noise, rows))
-        for rows in spans(max(1, len(ids)), _BLOCK_VECTORS // ids.shape[1])
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _mix(vectors: Tensor, weights: Tensor, noise: Tensor | None) -> Tensor:
-    dtype = torch.promote_types(vectors.dtype, torch.float32)
-    mixture = (vectors.to(dtype) * weights.to(dtype)[..., None]).sum(1)
-    return (mixture if noise is None else mixture + noise).to(vectors.dtype)
-
-
-def _at(values: Tensor | None, rows: slice) -> Tensor | None:
-    return None if values is None else values[rows]
+    columns, shares = ids.long().unbind(1), weights.unbind(1)
+    first = embedding(columns[0])
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    mixture = first.to(dtype) * shares[0].to(dtype)[:, None]
+    for column, share in zip(columns[1:], shares[1:], strict=True):
+        mixture.addcmul_(embedding(column).to(dtype), share.to(dtype)[:, None])
+    if embedding_noise is not None:
+        mixture += embedding_noise
+    return mixture.to(first.dtype)
 
 
 def build_inputs_embeds(
@@ -72,18 +64,8 @@ def build_inputs_embeds(
     with torch.no_grad():
         inputs = embedding(input_ids)
         soft = trace.is_soft
-        if bool(soft.any()):
-            weights = POLICIES[config.policy].weights(
-                trace.scores[soft], trace.support[soft], config
-            )
-            noise = None if trace.embedding_noise is None else trace.embedding_noise[soft]
-            mixture = mix(embedding, trace.ids[soft], weights, noise)
-            completion = inputs[:, inputs.shape[1] - trace.num_steps :]
-            inputs = torch.cat(
-                [
-                    inputs[:, : inputs.shape[1] - trace.num_steps],
-                    completion.masked_scatter(soft[..., None], mixture.to(inputs.dtype)),
-                ],
-                dim=1,
-            )
+        weights = POLICIES[config.policy].weights(trace.scores[soft], trace.support[soft], config)
+        noise = None if trace.embedding_noise is None else trace.embedding_noise[soft]
+        mixture = mix(embedding, trace.ids[soft], weights, noise)
+        inputs[:, inputs.shape[1] - trace.num_steps :][soft] = mixture
     return inputs.detach()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from softgrpo.replay.packing import Packed
 
@@ -102,10 +103,12 @@ class Blocks:
         completions = [path[start:] for path, start in pairs]
         padded = _padded(prompts), _padded(completions)
         places = np.empty(len(packed.source), dtype=np.int64)
-        for tokens, first in zip((prompts, completions), (0, padded[0].size), strict=True):
-            width = padded[0 if tokens is prompts else 1].shape[1]
-            for row, part in enumerate(tokens):
-                places[part] = first + row * width + np.arange(len(part))
+        for first, table, rows in (
+            (0, padded[0], prompts),
+            (padded[0].size, padded[1], completions),
+        ):
+            for row, tokens in enumerate(rows):
+                places[tokens] = first + row * table.shape[1] + np.arange(len(tokens))
         starts = np.array(packed.prompt_lengths)
         paths = _padded(packed.paths)
         seen = []
@@ -113,10 +116,16 @@ class Blocks:
             steps = np.arange(first, min(first + block, padded[1].shape[1]))
             keys = np.arange(min(int(starts.max()) + first + block, paths.shape[1]))
             seen.append(keys <= (starts[:, None] + steps)[:, None, :, None])
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
         return Blocks(
-            *(torch.from_numpy(x).to(device) for x in (*padded, paths)),
-            seen=[torch.from_numpy(x).to(device) for x in seen],
-            places=torch.from_numpy(places).to(device),
+            prompts=tensor(padded[0]),
+            completions=tensor(padded[1]),
+            paths=tensor(paths),
+            seen=[tensor(keys) for keys in seen],
+            places=tensor(places),
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
@@ -181,14 +190,15 @@ class Paths:
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
         parts = [x.index_select(0, self.tokens).split(self.lengths) for x in (query, key, value)]
+        options |= {"is_causal": True, "enable_gqa": key.shape[1] != query.shape[1]}
         results = [
             F.scaled_dot_product_attention(
-                *(x.transpose(0, 1)[None] for x in sequence),
-                is_causal=True,
-                enable_gqa=key.shape[1] != query.shape[1],
+                q.transpose(0, 1)[None],
+                k.transpose(0, 1)[None],
+                v.transpose(0, 1)[None],
                 **options,
             )[0].transpose(0, 1)
-            for sequence in zip(*parts, strict=True)
+            for q, k, v in zip(*parts, strict=True)
         ]
         return torch.cat(results).index_select(0, self.places)
 
@@ -213,15 +223,13 @@ class Varlen:
     key_ends: Tensor
     longest: tuple[int, int]
     places: Tensor
-    kernel: Callable[..., Tensor]
+    kernel: Callable[..., Any]
 
     @staticmethod
     def of(
-        packed: Packed, device: torch.device, kernel: Callable[..., Tensor] | None = None
+        packed: Packed, device: torch.device, kernel: Callable[..., Any] = varlen_attn
     ) -> Varlen:
-        """The layout of a row on a device; the kernel is torch's where none is given."""
-        if kernel is None:
-            from torch.nn.attention.varlen import varlen_attn as kernel
+        """The layout of a row on a device."""
         prompts = [packed.paths[i][: packed.prompt_lengths[i]] for i in packed.leaders]
         pairs = zip(packed.paths, packed.prompt_lengths, strict=True)
         queries = [*prompts, *(path[start:] for path, start in pairs)]
@@ -242,22 +250,15 @@ class Varlen:
             kernel,
         )
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None = None,
-        dropout_p: float = 0.0,
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """See Layout.attend.
 
         Raises:
             ValueError: Attention is to be dropped at random, which the kernel cannot.
         """
-        if dropout_p:
+        if options.get("dropout_p"):
             raise ValueError(
-                f"attention_dropout={dropout_p}: packed rows attend without dropout on a GPU; "
+                f"attention_dropout={options['dropout_p']}: packed rows attend without dropout on a GPU; "
                 "set it to 0, or share_prompts: false"
             )
         kind = query.device.type
@@ -270,7 +271,7 @@ class Varlen:
             self.query_ends,
             self.key_ends,
             *self.longest,
-            scale=scale,
+            scale=options.get("scale"),
             window_size=(-1, 0),
             enable_gqa=key.shape[1] != query.shape[1],
         )
