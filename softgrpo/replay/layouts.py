@@ -7,7 +7,7 @@ values and gives every token the result of its ancestors:
   completion, under masks. The plain way, and the fastest for short sequences on a CPU. Its masks
   grow with the square of the length.
 - ``Paths``: every sequence by itself, causally, prompt included. No mask, so what is kept for the
-  backward pass grows with the tokens; a shared prompt's queries are computed again by each sequence.
+  backward pass grows with the tokens; the queries of a shared prompt are computed by each sequence.
 - ``Varlen``: prompts and completions in one call of torch's variable-length flash attention. No
   mask and nothing twice; NVIDIA's GPUs from Ampere on, in half precision. Its kernel has not been
   run: only what is handed to it has been tested.
@@ -258,8 +258,8 @@ class Varlen:
         """
         if options.get("dropout_p"):
             raise ValueError(
-                f"attention_dropout={options['dropout_p']}: packed rows attend without dropout on a GPU; "
-                "set it to 0, or share_prompts: false"
+                f"attention_dropout={options['dropout_p']}: packed rows attend without dropout on "
+                "a GPU; set it to 0, or share_prompts: false"
             )
         kind = query.device.type
         if torch.is_autocast_enabled(kind):  # which does not know the kernel

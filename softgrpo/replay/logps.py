@@ -114,21 +114,41 @@ def replay_logits(
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """As ``logps_from_logits``, with its settings as an Objective."""
+    rows = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
+    ids = torch.cat([ids[:, :1], ids[:, 1:].masked_fill(~is_soft[:, None], 0)], dim=1)
+    return replay_rows(logits, ids, scores, support, rows, objective, embedding_noise, embed)
+
+
+def replay_rows(
+    logits: Tensor,
+    ids: Tensor,
+    scores: Tensor,
+    support: Tensor,
+    rows: tuple[Tensor, Tensor],
+    objective: Objective,
+    embedding_noise: Tensor | None = None,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """As ``replay_logits``, told which rows are soft and which are tokens: int64, both.
+
+    Where the host knows them already, nobody has to wait for the device to say so.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logps = logits.new_zeros(len(logits), dtype=dtype)
-    if bool(is_soft.any()):
-        # Gathered before rows are chosen, which would copy them whole.
-        used = ids.long().masked_fill(~is_soft[:, None], 0)
-        columns = logits.gather(-1, used)[is_soft].to(dtype)
-        noise = None if embedding_noise is None else embedding_noise[is_soft]
+    soft, tokens = rows
+    if len(soft):
+        # Gathered before rows are chosen, which would copy them whole; a token's other ids are 0.
+        columns = logits.gather(-1, ids.long())[soft].to(dtype)
+        noise = None if embedding_noise is None else embedding_noise[soft]
         replayed = _soft_steps(
-            columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed
+            columns, ids[soft], scores[soft], support[soft], objective, noise, embed
         )
-        logps = logps.masked_scatter(is_soft, replayed.logps)
-    if not bool(is_soft.all()):
-        tokens = ids[~is_soft][:, 0].long()
-        token_logp, _ = token_logps(logits[~is_soft], tokens, objective.answer_temperature)
-        logps = logps.masked_scatter(~is_soft, token_logp)
+        logps = logps.index_copy(0, soft, replayed.logps)
+    if len(tokens):
+        labels = ids[tokens, 0].long()
+        some = logits if len(tokens) == len(logits) else logits[tokens]
+        token_logp, _ = token_logps(some, labels, objective.answer_temperature)
+        logps = logps.index_copy(0, tokens, token_logp)
     return logps
 
 
@@ -160,21 +180,24 @@ def replay_steps(
     # Rooted in hidden, so that a micro-batch with nothing to score still has a graph.
     logps = hidden.new_zeros(len(hidden), dtype=dtype) + hidden.sum() * 0
     entropies = torch.zeros_like(logps)
-    if bool(is_soft.any()):
-        columns = head.logits_at(hidden[is_soft], ids[is_soft])
-        noise = None if embedding_noise is None else embedding_noise[is_soft]
-        soft = _soft_steps(
-            columns, ids[is_soft], scores[is_soft], support[is_soft], objective, noise, embed
+    soft, tokens = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
+    parts = [(tokens, _tokens(hidden[tokens], head, ids[tokens, 0], objective))]
+    if objective.density != "token":
+        # Also where no step is soft: a sharded embedding is called as often in every process.
+        columns = head.logits_at(hidden[soft], ids[soft])
+        noise = None if embedding_noise is None else embedding_noise[soft]
+        replayed = _soft_steps(
+            columns, ids[soft], scores[soft], support[soft], objective, noise, embed
         )
-        logps = logps.masked_scatter(is_soft, soft.logps.to(dtype))
-        entropies = entropies.masked_scatter(is_soft, soft.entropies.to(dtype))
-    if not bool(is_soft.all()):
-        token_logp, token_entropy = tokens_from_hidden(
-            hidden[~is_soft], head, ids[~is_soft][:, 0].long(), objective.answer_temperature
-        )
-        logps = logps.masked_scatter(~is_soft, token_logp.to(dtype))
-        entropies = entropies.masked_scatter(~is_soft, token_entropy.to(dtype))
+        parts.append((soft, replayed))
+    for rows, part in parts:
+        logps = logps.index_copy(0, rows, part.logps.to(dtype))
+        entropies = entropies.index_copy(0, rows, part.entropies.to(dtype))
     return Replayed(logps, entropies)
+
+
+def _tokens(hidden: Tensor, head: OutputHead, labels: Tensor, objective: Objective) -> Replayed:
+    return Replayed(*tokens_from_hidden(hidden, head, labels.long(), objective.answer_temperature))
 
 
 def _soft_steps(

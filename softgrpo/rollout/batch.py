@@ -1,9 +1,12 @@
-"""Sequences decoded together: prefill, one step after the other, bookkeeping, the trace.
+"""Sequences decoded together, one step after the other: who runs, who has ended, what is fed next.
 
-The engine's inside. A step is drawn by softgrpo.thinking; here it is decided which sequences run,
-which have ended, and what the model is fed next. As soon as enough places are free the next waiting
-sequences take them, those with the highest limits first, else in order: so the places are full for
-as long as can be known. Nothing depends on time.
+The engine's inside. As soon as enough places are free the next waiting sequences take them, those
+with the highest limits first, else in order: so the places are full for as long as can be known.
+Nothing depends on time.
+
+On an accelerator the host waits for the device twice a step, and a third time where sequences end:
+when the step is read, when what was decided of it is sent back with the next step's noise, and when
+a sequence's log-densities are fetched.
 """
 
 from __future__ import annotations
@@ -17,67 +20,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softgrpo.replay.ancestors import narrow_layers
 from softgrpo.replay.embeddings import mix
-from softgrpo.replay.forward import position_ids
-from softgrpo.replay.logps import replay_logits
+from softgrpo.replay.logps import replay_rows
 from softgrpo.rollout.attention import grouped_attention, rows_of_a_block
-from softgrpo.rollout.cache import KeyValues, SlotCache
+from softgrpo.rollout.cache import SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
+from softgrpo.rollout.prefill import Prefill, Prompt, forward
 from softgrpo.rollout.prepacked import prepacked
-from softgrpo.rollout.steps import advance
+from softgrpo.rollout.recorder import Recorder
+from softgrpo.rollout.steps import StepRecord, decide, decisions, draw, order_of, settle
+from softgrpo.rollout.transfer import upload
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.noise import NoiseStream
+from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.objective import Objective
-from softgrpo.thinking.phases import Markers, ThinkingPhase
+from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.step import SoftStep
-from softgrpo.thinking.trace import SoftTrace
 
-Prompt = tuple[int, ...]
-
-# A beginning that all prompts share (few-shot examples) is worth a forward of its own from here.
-_MIN_SHARED = 16
-# Tokens prefilled at a time, which bounds the memory of their activations.
-_PREFILL_TOKENS = 8192
 # Waiting sequences are let in once this share of the places is free, several prompts a prefill.
 _REFILL_SHARE = 0.125
 
 
-@dataclass
-class _Sequence:
-    """A sequence that runs.
+@dataclass(frozen=True)
+class _Pending:
+    """What the next step of the running sequences is drawn from.
 
     Attributes:
-        index: Its place in the result.
-        slot: Its place in the recorded tensors.
-        noise: Its draws.
-        phase: Whether it still thinks.
-        length: Steps drawn.
-    """
-
-    index: int
-    slot: int
-    noise: NoiseStream
-    phase: ThinkingPhase
-    length: int = 0
-
-
-@dataclass
-class _Prefilled:
-    """A prompt that sequences may begin from.
-
-    Attributes:
-        logits: [V] of the first step.
-        states: Keys and values.
+        logits: [N, V].
+        noise: [N, width] Exponential(1) draws.
+        order: As ``steps.order_of`` gives it, or None.
     """
 
     logits: Tensor
-    states: KeyValues
+    noise: Tensor
+    order: Tensor | None
 
 
 class DecodingBatch:
     """Sequences decoded together, from the first prefill to the last token.
+
+    A sequence that runs has a number, by which phases, noise and recorder know it.
 
     Args:
         model: A causal LM.
@@ -108,42 +90,38 @@ class DecodingBatch:
         first_sequence: int = 0,
         objective: Objective | None = None,
     ) -> None:
-        self.model, self.config, self.markers = model, config, markers
+        self.model, self.config, self.objective = model, config, objective
         self.prompts: list[Prompt] = [tuple(prompt) for prompt in prompts]
-        self.eos_token_ids, self.limits, self.objective = eos_token_ids, limits, objective
-        self.embedding = self.model.get_input_embeddings()
-        self.device = self.embedding.weight.device
         self.seed, self.first_sequence = seed, first_sequence
-
+        self.embedding = model.get_input_embeddings()
+        self.device = self.embedding.weight.device
         self.cache = SlotCache(model.config, slots, capacity)
         self._block = rows_of_a_block(model) or slots
-        self._running: list[_Sequence] = []  # in the order of the cache's rows
+        self._prefill = Prefill(model, self.prompts)
+
+        self._slots, self._min_free = slots, max(1, int(_REFILL_SHARE * slots))
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
-        self._free = list(range(slots))[::-1]
-        self._min_free = max(1, int(_REFILL_SHARE * slots))
-        self._prefilled: dict[Prompt, _Prefilled] = {}  # those that sequences still wait for
-        self._num_waiting = Counter(self.prompts)
-        self._shared: KeyValues | None = None  # of the beginning that all prompts share
+        self._running = np.zeros(0, dtype=np.int64)  # numbers, in the order of the cache's rows
+        self._index = np.zeros(slots, dtype=np.int64)  # by number, its place in the result
+        self._limits = np.array(limits, dtype=np.int64)
+        self._eos_token_ids = np.array(sorted(eos_token_ids), dtype=np.int64)
 
         num_columns = 1 if config.policy == "discrete" else int(config.top_k or 1)
         hidden_size = self.embedding.weight.shape[1]
-        self._noise_width = POLICIES[config.policy].noise_width(num_columns, hidden_size)
-        size = (slots, max(limits))
-        self.ids = torch.zeros(*size, num_columns, dtype=torch.int32, device=self.device)
-        self.scores = torch.zeros(*size, num_columns, device=self.device)
-        self.support = torch.zeros(*size, num_columns, dtype=torch.bool, device=self.device)
-        self.is_soft = torch.zeros(*size, dtype=torch.bool, device=self.device)
-        self.logps = torch.zeros(*size, device=self.device)
-        self.embedding_noise: Tensor | None = None
-        if config.policy == "embedding_gaussian":
-            self.embedding_noise = torch.zeros(*size, hidden_size, device=self.device)
+        self._has_noise = config.policy == "embedding_gaussian"
+        self._late = int(objective is not None) + self._has_noise * hidden_size
+        self._phases = ThinkingPhases(markers, config)
+        self._noise = NoiseTable(
+            slots, POLICIES[config.policy].noise_width(num_columns, hidden_size)
+        )
+        self._recorder = Recorder(slots, max(limits), num_columns, self._late, self.device)
 
     def run(
         self,
         decode: Callable[..., str],
         on_finished: Callable[[int, Rollout], object] | None = None,
-    ) -> Iterator[tuple[SoftStep, Tensor]]:
-        """Decode until every sequence has ended; yields each step of the rows running and is_soft.
+    ) -> Iterator[StepRecord]:
+        """Decode until every sequence has ended; yields each step of the rows that run.
 
         Args:
             decode: The tokenizer's.
@@ -153,223 +131,185 @@ class DecodingBatch:
         was_training = self.model.training
         self.model.eval()
         try:
-            with grouped_attention(self.model), prepacked(self.model, sum(self.limits)):
-                yield from self._decode(decode, on_finished)
+            with grouped_attention(self.model), prepacked(self.model, int(self._limits.sum())):
+                yield from self._decode(decode, on_finished or (lambda *_: None))
         finally:
             self.model.train(was_training)
 
     def _decode(
-        self, decode: Callable[..., str], on_finished: Callable[[int, Rollout], object] | None
-    ) -> Iterator[tuple[SoftStep, Tensor]]:
-        logits: list[Tensor] = []
-        self._share_beginning()
-        while self._running or self._waiting:
-            logits += self._admit()
-            # A copy of the logits for nothing would cost a CPU as much as a tenth of the step.
-            step, is_soft = self._step(torch.cat(logits) if len(logits) > 1 else logits[0])
-            yield step, is_soft
-            reasons = self._finish_reasons(step)
-            for sequence, reason in zip(self._running, reasons, strict=True):
-                if reason is None:
-                    continue
-                if on_finished is not None:
-                    on_finished(sequence.index, self._rollout(sequence, reason, decode))
-                self._free.append(sequence.slot)
+        self, decode: Callable[..., str], on_finished: Callable[[int, Rollout], object]
+    ) -> Iterator[StepRecord]:
+        self._prefill.share_beginning()
+        pending = self._admit(None)
+        while pending is not None:
+            step, record = self._draw(pending)
+            yield record
+            numbers, reasons = self._running, self._finish_reasons(record)
             ended = [row for row, reason in enumerate(reasons) if reason is not None]
-            staying = self.cache.order_without(ended, self._block)
-            inputs = mix(self.embedding, step.ids, step.weights, step.embedding_noise)
-            if ended:
-                self._running = [self._running[row] for row in staying]
-                self.cache.select(staying)
-                inputs = inputs[staying]
-            logits = [self._next_logits(inputs)] if staying else []
+            pending, late = self._next(pending.logits, step, record, ended)
+            for place, row in enumerate(ended):
+                number, reason = int(numbers[row]), reasons[row]
+                assert reason is not None
+                values = None if late is None else late[place]
+                on_finished(int(self._index[number]), self._rollout(number, reason, values, decode))
+                self._phases.end(number)
+            pending = self._admit(pending)
 
-    # Prefill --------------------------------------------------------------------------------------
-    def _admit(self) -> list[Tensor]:
-        """Let waiting sequences in where enough places are free; their first steps' logits."""
-        if self._running and len(self._free) < self._min_free or not self._waiting:
-            return []
-        count = min(len(self._free), len(self._waiting))
-        indices = [self._waiting.popleft() for _ in range(count)]
+    def _admit(self, pending: _Pending | None) -> _Pending | None:
+        """Let waiting sequences in where enough places are free."""
+        num_free = self._slots - len(self._running)
+        if pending is not None and num_free < self._min_free or not self._waiting:
+            return pending
+        indices = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
         prompts = Counter(self.prompts[index] for index in indices)  # in order of appearance
-        self._prefill([prompt for prompt in prompts if prompt not in self._prefilled])
-        logits = []
+        self._prefill.compute(prompts)
+        logits = [] if pending is None else [pending.logits]
+        new = []
         # The longest first, so that what runs is moved to make room for it and then not again.
         for prompt in sorted(prompts, key=len, reverse=True):
-            self.cache.append(self._prefilled[prompt].states, prompts[prompt])
-            logits.append(self._prefilled[prompt].logits.expand(prompts[prompt], -1))
-            self._running += [self._begin(i) for i in indices if self.prompts[i] == prompt]
-            self._num_waiting[prompt] -= prompts[prompt]
-            if not self._num_waiting[prompt]:
-                del self._prefilled[prompt]
-        return logits
+            prefilled = self._prefill.take(prompt, prompts[prompt])
+            self.cache.append(prefilled.states, prompts[prompt])
+            logits.append(prefilled.logits.expand(prompts[prompt], -1))
+            new += [self._begin(index) for index in indices if self.prompts[index] == prompt]
+        numbers = np.array(new)
+        self._running = np.concatenate([self._running, numbers])
+        sent = upload(self.device, noise=self._noise.next(numbers), **self._order())
+        noise = [sent["noise"]] if pending is None else [pending.noise, sent["noise"]]
+        # A copy of the logits for nothing would cost a CPU as much as a tenth of the step.
+        joined = logits[0] if len(logits) == 1 else torch.cat(logits)
+        return _Pending(joined, torch.cat(noise), sent.get("order"))
 
-    def _begin(self, index: int) -> _Sequence:
-        noise = NoiseStream(self.seed, self.first_sequence + index, self._noise_width)
-        return _Sequence(index, self._free.pop(), noise, ThinkingPhase(self.markers, self.config))
+    def _begin(self, index: int) -> int:
+        """The number of the sequence at a place of the result."""
+        number = self._phases.begin()
+        self._noise.begin(number, self.seed, self.first_sequence + index)
+        self._index[number], self._recorder.lengths[number] = index, 0
+        return number
 
-    def _share_beginning(self) -> None:
-        """What all prompts begin with, once."""
-        if narrow_layers(self.model.config.get_text_config()):
-            return  # a window counts columns, also those between this and the end of its prompt
-        shared = _shared_prefix(list(self._num_waiting))
-        if shared:
-            ids = torch.tensor([self.prompts[0][:shared]], device=self.device)
-            cache = SlotCache(self.model.config, 1, shared)
-            mask = torch.ones_like(ids)
-            self._forward(cache, mask, position_ids(mask), input_ids=ids)
-            self._shared = cache.extract(0, torch.arange(shared, device=self.device))
-
-    def _prefill(self, prompts: list[Prompt]) -> None:
-        """Each of these prompts once, as many together as the memory of activations allows."""
-        while prompts:
-            count = max(1, _PREFILL_TOKENS // max(map(len, prompts)))
-            self._prefill_together(prompts[:count])
-            prompts = prompts[count:]
-
-    def _prefill_together(self, prompts: list[Prompt]) -> None:
-        shared = 0 if self._shared is None else self._shared[0][0].shape[1]
-        longest = max(map(len, prompts)) - shared
-        cache = SlotCache(self.model.config, len(prompts), shared + longest)
-        if self._shared is not None:
-            cache.append(self._shared, len(prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros(len(prompts), shared + longest, dtype=torch.long)
-        mask[:, :shared] = 1
-        for i, prompt in enumerate(prompts):
-            suffix = prompt[shared:]
-            ids[i, longest - len(suffix) :] = torch.tensor(suffix)
-            mask[i, shared + longest - len(suffix) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = position_ids(mask)
-        size = max(1, _PREFILL_TOKENS // len(prompts))
-        for start in range(0, longest, size):
-            part = ids[:, start : start + size]
-            end = shared + start + part.shape[1]
-            logits = self._forward(
-                cache, mask[:, :end], positions[:, end - part.shape[1] : end], input_ids=part
-            )
-        for i, prompt in enumerate(prompts):
-            states = cache.extract(i, mask[i].nonzero()[:, 0])
-            self._prefilled[prompt] = _Prefilled(logits[i], states)
+    def _order(self) -> dict[str, np.ndarray]:
+        order = order_of(self._phases.is_thinking[self._running])
+        return {} if order is None else {"order": order}
 
     # Steps ----------------------------------------------------------------------------------------
-    def _next_logits(self, inputs: Tensor) -> Tensor:
-        """The model's answer to one more input [N, D] of every running sequence."""
-        self.cache.make_room()
-        window, starts = self.cache.window, torch.tensor(self.cache.starts)[:, None]
-        mask = torch.arange(window.start, window.end + 1) >= starts
-        positions = (window.end - starts).to(self.device)
-        return self._forward(
-            self.cache, mask.to(self.device), positions, inputs_embeds=inputs[:, None]
-        )
-
-    def _forward(
-        self, cache: SlotCache, attention_mask: Tensor, positions: Tensor, **inputs: Tensor
-    ) -> Tensor:
-        """Last position's logits [rows, V]; attention_mask ends with the inputs, at ``positions``.
-
-        The model itself is called, never a part of it: FSDP2 wants its root to run first.
-        """
-        (tokens,) = inputs.values()
-        logits = self.model(
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **inputs,
-        ).logits[:, -1]
-        cache.advance(tokens.shape[1])
-        return logits
-
-    def _step(self, logits: Tensor) -> tuple[SoftStep, Tensor]:
+    def _draw(self, pending: _Pending) -> tuple[SoftStep, StepRecord]:
         """Draw, force or sample one step of every running sequence, and record it."""
-        noise = torch.from_numpy(np.stack([sequence.noise.next() for sequence in self._running]))
-        phases = [sequence.phase for sequence in self._running]
-        step, is_soft = advance(logits, noise.to(self.device), self.config, phases)
-        self._check_finite(step)
-        self._record(logits, step, is_soft)
-        return step, is_soft
+        thinks = self._phases.is_thinking[self._running]
+        step, record = draw(pending.logits, pending.noise, self.config, thinks, pending.order)
+        is_finite = np.isfinite(record.entropies)
+        if not is_finite.all():
+            number = self._running[int(np.argmin(is_finite))]
+            raise NonFiniteLogitsError(
+                "the model's logits are not finite at generated step "
+                f"{self._recorder.lengths[number] + 1}"
+            )
+        decide(record, self.config, self._phases, self._running)
+        self._recorder.add(self._running, record)
+        return step, record
 
-    def _record(self, logits: Tensor, step: SoftStep, is_soft: Tensor) -> None:
-        places = torch.tensor([(x.slot, x.length) for x in self._running], device=self.device)
-        place = places.unbind(1)
-        self.ids[place] = step.ids.int()
-        self.scores[place] = step.scores.float()
-        self.support[place] = step.support
-        self.is_soft[place] = is_soft
-        if self.embedding_noise is not None and step.embedding_noise is not None:
-            self.embedding_noise[place] = step.embedding_noise
-        if self.objective is not None:
-            self.logps[place] = replay_logits(
-                logits,
-                step.ids,
-                step.scores.float(),
-                step.support,
-                is_soft,
-                self.objective,
-                step.embedding_noise,
-                self.embedding,
-            ).float()
-
-    def _finish_reasons(self, step: SoftStep) -> list[FinishReason | None]:
-        """Count the step; why each sequence has ended with it, or None."""
-        reasons: list[FinishReason | None] = []
-        for sequence, token in zip(self._running, step.ids[:, 0].tolist(), strict=True):
-            sequence.length += 1
-            is_last = sequence.length == self.limits[sequence.index]
-            reasons.append("stop" if token in self.eos_token_ids else "length" if is_last else None)
+    def _finish_reasons(self, record: StepRecord) -> list[FinishReason | None]:
+        """Why each running sequence has ended with this step, or None."""
+        is_last = self._recorder.lengths[self._running] == self._limits[self._index[self._running]]
+        is_stop = np.isin(record.ids[:, 0], self._eos_token_ids)
+        reasons: list[FinishReason | None] = [None] * len(is_last)
+        for row in (is_last | is_stop).nonzero()[0].tolist():
+            reasons[row] = "stop" if is_stop[row] else "length"
         return reasons
 
-    def _check_finite(self, step: SoftStep) -> None:
-        is_finite = torch.isfinite(step.entropy)
-        if not bool(is_finite.all()):
-            sequence = self._running[int((~is_finite).nonzero()[0])]
-            raise NonFiniteLogitsError(
-                f"the model's logits are not finite at generated step {sequence.length + 1}"
+    def _next(
+        self, logits: Tensor, step: SoftStep, record: StepRecord, ended: list[int]
+    ) -> tuple[_Pending | None, Tensor | None]:
+        """Feed the step to those that go on; what their next one is drawn from.
+
+        Returns:
+            Also [ended, T, late], what was kept on the device of those that ended.
+        """
+        numbers = self._running
+        staying = self.cache.order_without(ended, self._block)
+        if ended:
+            self._running = numbers[staying]
+            self.cache.select(staying)
+        if staying:
+            self.cache.make_room()
+        arrays = decisions(record) | self._order()
+        arrays["noise"] = self._noise.next(self._running)
+        arrays["starts"] = np.array(self.cache.starts, dtype=np.int64)
+        if ended:
+            arrays |= {"staying": np.array(staying, dtype=np.int64), "ended": numbers[ended]}
+        if self._late:
+            steps = self._recorder.lengths[numbers] - 1
+            soft, tokens = (x.nonzero()[0] for x in (record.is_soft, ~record.is_soft))
+            arrays |= {"numbers": numbers, "steps": steps, "soft": soft, "others": tokens}
+        sent = upload(self.device, **arrays)
+        step = settle(step, sent["tokens"], sent["is_soft"], sent["was_forced"])
+        if self._late:
+            self._keep(logits, step, sent)
+        if not staying:
+            pending = None
+        else:
+            ids, weights, noise = step.ids, step.weights, step.embedding_noise
+            if ended:
+                rows = sent["staying"]
+                ids, weights = ids[rows], weights[rows]
+                noise = None if noise is None else noise[rows]
+            inputs = mix(self.embedding, ids, weights, noise)
+            following = self._next_logits(inputs, sent["starts"])
+            pending = _Pending(following, sent["noise"], sent.get("order"))
+        if not ended or not self._late:
+            return pending, None
+        longest = int(self._recorder.lengths[numbers[ended]].max())
+        return pending, self._recorder.read_late(sent["ended"], longest)
+
+    def _keep(self, logits: Tensor, step: SoftStep, sent: dict[str, Tensor]) -> None:
+        """The step's log-densities and embedding noise, where they are asked for."""
+        values = []
+        if self.objective is not None:
+            values.append(
+                replay_rows(
+                    logits,
+                    step.ids,
+                    step.scores.float(),
+                    step.support,
+                    (sent["soft"], sent["others"]),
+                    self.objective,
+                    step.embedding_noise,
+                    self.embedding,
+                )
             )
+        if self._has_noise and step.embedding_noise is not None:
+            values.append(step.embedding_noise)
+        self._recorder.add_late(sent["numbers"], sent["steps"], values)
+
+    def _next_logits(self, inputs: Tensor, starts: Tensor) -> Tensor:
+        """The model's answer to one more input [N, D] of every running sequence."""
+        window = self.cache.window
+        columns = torch.arange(window.start, window.end + 1, device=self.device)
+        mask, positions = columns >= starts[:, None], window.end - starts[:, None]
+        return forward(self.model, self.cache, mask, positions, inputs_embeds=inputs[:, None])
 
     def _rollout(
-        self, sequence: _Sequence, reason: FinishReason, decode: Callable[..., str]
+        self, number: int, reason: FinishReason, late: Tensor | None, decode: Callable[..., str]
     ) -> Rollout:
-        part = slice(sequence.slot, sequence.slot + 1), slice(0, sequence.length)
-
-        def recorded(values: Tensor) -> Tensor:
-            return values[part].clone().cpu()  # the slot will be another's
-
-        noise = self.embedding_noise
-        trace = SoftTrace(
-            ids=recorded(self.ids),
-            scores=recorded(self.scores),
-            support=recorded(self.support),
-            is_soft=recorded(self.is_soft),
-            lengths=torch.tensor([sequence.length], dtype=torch.int32),
-            embedding_noise=None if noise is None else recorded(noise),
-            settings=self.config.replay_settings(),
-            source={
-                "engine": "transformers",
-                "seed": self.seed,
-                "first_sequence": self.first_sequence,
-            },
-        )
+        """A sequence that has ended; late [T', late], of which its own steps are the first."""
+        length = int(self._recorder.lengths[number])
+        logps, noise = None, None
+        if late is not None:
+            if self.objective is not None:
+                logps = late[:length, 0].tolist()
+            if self._has_noise:
+                noise = late[:length, int(self.objective is not None) :]
+        source = {
+            "engine": "transformers",
+            "seed": self.seed,
+            "first_sequence": self.first_sequence,
+        }
+        trace = self._recorder.trace(number, self.config, noise, source)
         tokens = trace.tokens[0]
         return Rollout(
-            prompt_ids=list(self.prompts[sequence.index]),
+            prompt_ids=list(self.prompts[self._index[number]]),
             token_ids=tokens,
             text=decode(tokens, skip_special_tokens=True),
             trace=trace,
-            logps=None if self.objective is None else recorded(self.logps)[0].tolist(),
+            logps=logps,
             finish_reason=reason,
-            thinking_ended_by=sequence.phase.ended_by,
+            thinking_ended_by=self._phases.ended_by(number),
         )
-
-
-def _shared_prefix(prompts: list[Prompt]) -> int:
-    """Tokens that all prompts begin with, where worth sharing; at least one of each is left."""
-    first, last = min(prompts), max(prompts)  # in lexicographic order these two differ the most
-    shared = 0
-    while shared < min(len(first), len(last)) and first[shared] == last[shared]:
-        shared += 1
-    shared = min(shared, min(map(len, prompts)) - 1)
-    return shared if len(prompts) > 1 and shared >= _MIN_SHARED else 0

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -154,11 +153,10 @@ class SlotCache(DynamicCache):
         self.window.start = min(self.starts, default=0)
         if not rows:
             self.window.end = 0
-        if moved:
-            targets, sources = torch.tensor(moved).T
-            for buffer in self._all_buffers():
-                part = buffer[:, :, self.window.start : self.window.end]
-                part[targets] = part[sources]
+        for buffer in self._all_buffers() if moved else ():
+            part = buffer[:, :, self.window.start : self.window.end]
+            for target, source in moved:  # a source lies behind its target: none is lost
+                part[target] = part[source]
 
     def advance(self, length: int) -> None:
         """Count columns that a forward pass has written."""

@@ -1,28 +1,59 @@
 """One step of sequences that run together: who draws, who is forced, whose thinking ends.
 
 Both engines call it. It knows thinking and no model: logits and noise come in, the step that is
-recorded and fed back goes out.
+recorded and fed back goes out. In between the step is read to the host once, since whether a
+thought has ended is decided from text:
+
+    draw ──> read ──> decide ──> settle
+    device   to the host  host   device
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softgrpo.rollout.transfer import upload
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.phases import ThinkingPhase
-from softgrpo.thinking.step import SoftStep, draw_step
+from softgrpo.thinking.phases import ThinkingPhases
+from softgrpo.thinking.step import SoftStep, draw_step, draw_token_from
+from softgrpo.thinking.support import cut_support
 
 # Columns looked at first for a nucleus, and how many times more where they do not hold it.
 _NUCLEUS, _WIDER = 128, 16
 
 
+@dataclass
+class StepRecord:
+    """A step of N sequences on the host.
+
+    Attributes:
+        ids: [N, K] int32, by falling weight; zeros behind a token.
+        scores: [N, K] float32, what was drawn; zeros at a token.
+        num_support: [N] int64, how many columns, the first ones, are the support; 0 where forced.
+        entropies: [N] float32, nats; not finite where the logits were not.
+        is_soft: [N] bool.
+        was_forced: [N] bool.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    num_support: np.ndarray
+    entropies: np.ndarray
+    is_soft: np.ndarray
+    was_forced: np.ndarray
+
+
 def advance(
-    logits: Tensor, noise: Tensor, config: ThinkingConfig, phases: Sequence[ThinkingPhase]
+    logits: Tensor,
+    noise: Tensor,
+    config: ThinkingConfig,
+    phases: ThinkingPhases,
+    numbers: np.ndarray,
 ) -> tuple[SoftStep, Tensor]:
     """Draw or force one step of every row, and let its phase take notice.
 
@@ -30,97 +61,209 @@ def advance(
         logits: [N, V] in any float dtype, raw logits of the next token.
         noise: [N, width] Exponential(1) draws.
         config: How to think and how to answer.
-        phases: The N rows' phases; updated.
+        phases: The sequences' phases; updated.
+        numbers: [N] int64, the rows' numbers in ``phases``.
 
     Returns:
         The step, K columns wide, one-hot where it is a token; and is_soft [N] bool. Where logits
         are not finite the step's entropy is not either, and its ids mean nothing.
     """
-    thinks = [phase.is_thinking for phase in phases]
-    step = _draw(logits, noise, config, thinks)
-    tokens, entropies = step.ids[:, 0].tolist(), step.entropy.tolist()
-    is_soft = [config.policy != "discrete" and thinking for thinking in thinks]
-    was_forced = []
-    for row, phase in enumerate(phases):
-        if phase.forced:
-            was_forced.append(row)
-            step.ids[row, 0] = phase.forced.pop(0)
-        elif phase.update(tokens[row], entropies[row]):
-            is_soft[row] = False  # the step that ends the thinking is one-hot
-    soft = torch.tensor(is_soft, device=logits.device)
-    if not all(is_soft):
-        _make_one_hot(step, ~soft)
-        step.support[was_forced] = False
-    return step, soft
+    thinks = phases.is_thinking[numbers]
+    order = order_of(thinks)
+    sent = {} if order is None else upload(logits.device, order=order)
+    step, record = draw(logits, noise, config, thinks, sent.get("order"))
+    decide(record, config, phases, numbers)
+    sent = upload(logits.device, **decisions(record))
+    return settle(step, **sent), sent["is_soft"]
 
 
-def _draw(logits: Tensor, noise: Tensor, config: ThinkingConfig, thinks: list[bool]) -> SoftStep:
-    if all(thinks):
+def order_of(thinks: np.ndarray) -> np.ndarray | None:
+    """The rows that think, then the others; None where only one kind is there."""
+    return None if thinks.all() or not thinks.any() else np.argsort(~thinks, kind="stable")
+
+
+def draw(
+    logits: Tensor, noise: Tensor, config: ThinkingConfig, thinks: np.ndarray, order: Tensor | None
+) -> tuple[SoftStep, StepRecord]:
+    """Draw a step of every row and read it.
+
+    Args:
+        logits: [N, V] in any float dtype.
+        noise: [N, width].
+        config: How to think and how to answer.
+        thinks: [N] bool.
+        order: ``order_of`` it, on the device of the logits.
+
+    Returns:
+        The step as drawn, K columns wide, and what the host knows of it.
+    """
+    step, is_held = _draw(logits, noise, config, thinks, order)
+    record, is_held_here = _read(step, is_held)
+    num_columns = _NUCLEUS
+    while not is_held_here.all():  # a flat distribution: rare, and then once more for these rows
+        num_columns *= _WIDER
+        for is_thinking in (True, False):
+            rows = (~is_held_here & (thinks == is_thinking)).nonzero()[0]
+            if len(rows):
+                own = config if is_thinking else config.answer
+                is_held_here[rows] = _draw_again(
+                    step, record, logits, noise, own, rows, num_columns
+                )
+    return step, record
+
+
+def decide(
+    record: StepRecord, config: ThinkingConfig, phases: ThinkingPhases, numbers: np.ndarray
+) -> None:
+    """Let the phases take notice of a step, and make one-hot in ``record`` what is a token."""
+    progress = phases.update(numbers, record.ids[:, 0].astype(np.int64), record.entropies)
+    # The step that ends the thinking is one-hot.
+    record.is_soft = progress.was_thinking & ~progress.ended & (config.policy != "discrete")
+    record.was_forced = progress.was_forced
+    tokens = ~record.is_soft
+    record.ids[tokens, 1:] = 0
+    record.ids[:, 0] = progress.tokens
+    record.scores[tokens] = 0.0
+    record.num_support[tokens] = 1
+    record.num_support[record.was_forced] = 0
+
+
+def decisions(record: StepRecord) -> dict[str, np.ndarray]:
+    """What ``settle`` needs of a record, for ``upload``."""
+    tokens = record.ids[:, 0].astype(np.int64)
+    return {"tokens": tokens, "is_soft": record.is_soft, "was_forced": record.was_forced}
+
+
+def settle(step: SoftStep, tokens: Tensor, is_soft: Tensor, was_forced: Tensor) -> SoftStep:
+    """A drawn step as it was decided: forced tokens put in, tokens one-hot on column 0.
+
+    Args:
+        step: As drawn; written.
+        tokens: [N] int64, the reported tokens.
+        is_soft: [N] bool.
+        was_forced: [N] bool.
+    """
+    is_token = ~is_soft[:, None]
+    step.ids[:, 0] = tokens
+    step.ids[:, 1:].masked_fill_(is_token, 0)
+    step.scores.masked_fill_(is_token, 0.0)
+    step.weights.masked_fill_(is_token, 0.0)
+    step.weights[:, :1].masked_fill_(is_token, 1.0)
+    step.support.masked_fill_(is_token, False)
+    step.support[:, 0] |= ~is_soft & ~was_forced
+    if step.embedding_noise is not None:
+        step.embedding_noise.masked_fill_(is_token, 0.0)
+    return step
+
+
+def _draw(
+    logits: Tensor, noise: Tensor, config: ThinkingConfig, thinks: np.ndarray, order: Tensor | None
+) -> tuple[SoftStep, Tensor]:
+    """The step of every row, and is_held [N] bool: whether its nucleus was found."""
+    if order is None and thinks.all():
         if config.policy == "discrete":
             return _draw_token(logits, config, noise)
-        return draw_step(logits, config, noise=noise)
-    if not any(thinks):
-        tokens = _draw_token(logits, config.answer, noise[:, :1])
-        return _widen(tokens, config, noise.shape[1])
-    thinking = torch.tensor(thinks, device=logits.device)
-    rows, others = thinking.nonzero()[:, 0], (~thinking).nonzero()[:, 0]
-    thought = _draw(logits[rows], noise[rows], config, [True] * len(rows))
-    tokens = _draw_token(logits[others], config.answer, noise[others, :1])
-    tokens = _widen(tokens, config, noise.shape[1])
-    order = torch.argsort(torch.cat([rows, others]))
+        step = draw_step(logits, config, noise=noise)
+        return step, torch.ones_like(step.support[:, 0])
+    if order is None:
+        step, is_held = _draw_token(logits, config.answer, noise[:, :1])
+        return _widen(step, config, noise.shape[1]), is_held
+    count = int(thinks.sum())
+    parts = [
+        _draw(logits.index_select(0, rows), noise.index_select(0, rows), config, kind, None)
+        for rows, kind in (
+            (order[:count], np.ones(count, dtype=bool)),
+            (order[count:], np.zeros(len(order) - count, dtype=bool)),
+        )
+    ]
+    back = torch.argsort(order)
 
-    def merge(name: str) -> Tensor:
-        return torch.cat([getattr(thought, name), getattr(tokens, name)])[order]
+    def merge(values: list[Tensor]) -> Tensor:
+        return torch.cat(values).index_select(0, back)
 
-    has_noise = thought.embedding_noise is not None
-    return SoftStep(
-        ids=merge("ids"),
-        scores=merge("scores"),
-        weights=merge("weights"),
-        support=merge("support"),
-        entropy=merge("entropy"),
-        embedding_noise=merge("embedding_noise") if has_noise else None,
+    steps = [step for step, _ in parts]
+    noises = [step.embedding_noise for step in steps if step.embedding_noise is not None]
+    merged = SoftStep(
+        ids=merge([step.ids for step in steps]),
+        scores=merge([step.scores for step in steps]),
+        weights=merge([step.weights for step in steps]),
+        support=merge([step.support for step in steps]),
+        entropy=merge([step.entropy for step in steps]),
+        embedding_noise=merge(noises) if noises else None,
     )
+    return merged, merge([is_held for _, is_held in parts])
+
+
+def _read(step: SoftStep, is_held: Tensor) -> tuple[StepRecord, np.ndarray]:
+    """A step to the host in one transfer, in float32, which holds every id below 2^24."""
+    count = step.ids.shape[1]
+    rows = torch.cat(
+        [
+            step.ids.float(),
+            step.scores.float(),
+            step.support.sum(-1, keepdim=True).float(),
+            step.entropy[:, None].float(),
+            is_held[:, None].float(),
+        ],
+        dim=-1,
+    )
+    host = rows.cpu().numpy()
+    num_support, entropies, is_held_here = host[:, 2 * count :].T
+    nothing = np.zeros(len(host), dtype=bool)
+    record = StepRecord(
+        ids=host[:, :count].astype(np.int32),
+        scores=host[:, count : 2 * count],
+        num_support=num_support.astype(np.int64),
+        entropies=entropies,
+        is_soft=nothing,
+        was_forced=nothing,
+    )
+    return record, is_held_here.astype(bool)
+
+
+def _draw_again(
+    step: SoftStep,
+    record: StepRecord,
+    logits: Tensor,
+    noise: Tensor,
+    config: ThinkingConfig,
+    rows: np.ndarray,
+    num_columns: int,
+) -> np.ndarray:
+    """Tokens of some rows from more columns, into step and record; which nuclei were found."""
+    index = torch.from_numpy(rows).to(logits.device)
+    again, is_held = _draw_token(
+        logits.index_select(0, index), config, noise.index_select(0, index)[:, :1], num_columns
+    )
+    step.ids[index, :1] = again.ids
+    step.entropy[index] = again.entropy
+    read, is_held_here = _read(again, is_held)
+    record.ids[rows, 0], record.entropies[rows] = read.ids[:, 0], read.entropies
+    return is_held_here
 
 
 def _draw_token(
     logits: Tensor, config: ThinkingConfig, noise: Tensor, num_columns: int = _NUCLEUS
-) -> SoftStep:
+) -> tuple[SoftStep, Tensor]:
     """A token; a nucleus of the vocabulary is cut from its likeliest columns, which are sorted.
 
-    Sorting all of them takes as long as the model does. As many are taken as hold top_p of the
-    mass, row by row; among them top_p is a larger share, and the nucleus and the draw are the same.
+    Sorting all of them takes as long as the model does. Where these hold top_p of the mass, the
+    nucleus is among them.
+
+    Returns:
+        The step, of one column, and is_held [N] bool: False where the columns did not hold top_p.
     """
     top_p = config.top_p
     is_nucleus = config.top_k is None and top_p != 1
     if not isinstance(top_p, float) or not is_nucleus or num_columns >= logits.shape[-1]:
-        return draw_step(logits, config, noise=noise)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    temperature = torch.as_tensor(config.temperature, device=logits.device).reshape(-1, 1)
+        step = draw_step(logits, config, noise=noise)
+        return step, torch.ones_like(step.support[:, 0])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / config.temperature
     values, ids = logits.topk(num_columns, dim=-1)
-    log_total = torch.logsumexp(logits / temperature, dim=-1)
-    mass = torch.exp(torch.logsumexp(values / temperature, dim=-1) - log_total)
-    is_held = mass > top_p  # never where it is not finite
-    share = torch.where(is_held, top_p / mass, 1.0)
-    step = draw_step(values, replace(config, top_p=share), noise=noise)
-    step = replace(step, ids=ids.gather(-1, step.ids))
-    flat = (~is_held).nonzero()[:, 0]
-    if len(flat):
-        wider = _draw_token(logits[flat], config, noise[flat], num_columns * _WIDER)
-        step.ids[flat], step.entropy[flat] = wider.ids, wider.entropy
-    return step
-
-
-def _make_one_hot(step: SoftStep, rows: Tensor) -> None:
-    """Turn rows of a step into ordinary tokens on column 0, in place."""
-    step.ids[:, 1:].masked_fill_(rows[:, None], 0)
-    step.scores.masked_fill_(rows[:, None], 0.0)
-    step.weights.masked_fill_(rows[:, None], 0.0)
-    step.weights[:, 0].masked_fill_(rows, 1.0)
-    step.support.masked_fill_(rows[:, None], False)
-    step.support[:, 0].masked_fill_(rows, True)
-    if step.embedding_noise is not None:
-        step.embedding_noise.masked_fill_(rows[:, None], 0.0)
+    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    support = cut_support(ids, probs, torch.ones_like(ids, dtype=torch.bool), config)
+    # Where it is not finite, more columns would not make a number of it.
+    return draw_token_from(support, noise), ~(probs.sum(-1) <= top_p)
 
 
 def _widen(step: SoftStep, config: ThinkingConfig, noise_width: int) -> SoftStep:

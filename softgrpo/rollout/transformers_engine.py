@@ -9,6 +9,7 @@ may).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from torch import nn
 from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
+from softgrpo.rollout.steps import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
-from softgrpo.thinking.step import SoftStep
+from softgrpo.thinking.policies import POLICIES
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ class TransformersEngine:
         """Generate one sequence and yield each step as soon as it is drawn."""
         limits = self._check([prompt], config, max_new_tokens)
         batch = self._batch([prompt], config, limits, seed=seed)
-        for step, is_soft in batch.run(self.tokenizer.decode):
-            yield _streamed(step, bool(is_soft[0]))
+        for record in batch.run(self.tokenizer.decode):
+            yield _streamed(record, config)
 
     def markers(self, config: ThinkingConfig) -> Markers:
         """The config's end markers under this tokenizer (their token cache is kept)."""
@@ -203,9 +205,12 @@ def _cache_size(
 ) -> tuple[int, int]:
     """Rows and columns of the cache for sequences of these lengths at most.
 
-    A quarter more columns than the longest needs, so that rows move back once in that many steps.
+    Where rows are refilled, a quarter more columns than the longest needs, so that they move back
+    once in that many steps.
     """
     longest = max(lengths)
+    if len(lengths) <= max_batch_size and longest * len(lengths) <= (max_batch_tokens or math.inf):
+        return len(lengths), longest
     slots, capacity = min(max_batch_size, len(lengths)), longest + longest // 4 + 1
     if max_batch_tokens is not None:
         if longest > max_batch_tokens:
@@ -217,11 +222,17 @@ def _cache_size(
     return slots, longest if slots == 1 else capacity
 
 
-def _streamed(step: SoftStep, is_soft: bool) -> StreamedStep:
-    support = step.support[0] if is_soft else torch.arange(step.ids.shape[1]) == 0
-    ids, weights = step.ids[0][support].tolist(), step.weights[0][support].tolist()
-    is_forced = not bool(step.support[0, 0])
-    return StreamedStep(ids[0], ids, weights, is_soft=is_soft, is_forced=is_forced)
+def _streamed(record: StepRecord, config: ThinkingConfig) -> StreamedStep:
+    """The step of the one row that runs."""
+    token, is_soft = int(record.ids[0, 0]), bool(record.is_soft[0])
+    ids, weights = [token], [1.0]
+    if is_soft:
+        count = int(record.num_support[0])
+        scores = torch.from_numpy(record.scores[:1])
+        support = torch.arange(scores.shape[1])[None] < count
+        ids = record.ids[0, :count].tolist()
+        weights = POLICIES[config.policy].weights(scores, support, config)[0, :count].tolist()
+    return StreamedStep(token, ids, weights, is_soft, is_forced=bool(record.was_forced[0]))
 
 
 def _cast_copy(model: Any, dtype: torch.dtype, device: torch.device | str | None) -> Any:

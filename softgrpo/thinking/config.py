@@ -8,6 +8,7 @@ says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -133,7 +134,7 @@ class ThinkingConfig:
         _require(f"{prefix}top_p", _all(top_p, lambda x: (x > 0) & (x <= 1)), top_p, "in (0, 1]")
         _require(f"{prefix}min_p", _all(min_p, lambda x: (x >= 0) & (x < 1)), min_p, "in [0, 1)")
 
-    @property
+    @cached_property
     def answer(self) -> ThinkingConfig:
         """The same config read as ordinary sampling: its steps are the answer's tokens."""
         return replace(

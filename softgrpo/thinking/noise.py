@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64  # steps drawn at a time
+# Numbers of a sequence drawn at a time where many run together: the call costs more than so many.
+_TABLE_BLOCK = 2048
 
 
 class NoiseStream:
@@ -37,10 +39,44 @@ class NoiseStream:
     def next(self) -> np.ndarray:
         """[width] float64 Exponential(1) draws of the next step."""
         if self._used == len(self._block):
-            self._block = -np.log1p(-self._uniform.random((_BLOCK, self._width)))
-            self._used = 0
+            self._block, self._used = self.take(_BLOCK), 0
         self._used += 1
         return self._block[self._used - 1]
+
+    def take(self, num_steps: int) -> np.ndarray:
+        """[num_steps, width] float64 draws of the steps behind those ``next`` has read."""
+        return -np.log1p(-self._uniform.random((num_steps, self._width)))
+
+
+class NoiseTable:
+    """The streams of sequences that run together, a step of all of them at a time.
+
+    Args:
+        size: Sequences at a time; each has a number below it.
+        width: Draws a step.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        self._width = width
+        self._streams: list[NoiseStream | None] = [None] * size
+        self._block = np.empty((size, max(1, _TABLE_BLOCK // width), width))
+        self._used = np.zeros(size, dtype=np.int64)
+
+    def begin(self, number: int, seed: int, sequence: int) -> None:
+        """Let a number stand for a sequence, at its first step; see NoiseStream."""
+        self._streams[number] = NoiseStream(seed, sequence, self._width)
+        self._used[number] = self._block.shape[1]
+
+    def next(self, numbers: np.ndarray) -> np.ndarray:
+        """[N, width] float64 draws of the next step of these [N] sequences."""
+        num_steps = self._block.shape[1]
+        for number in numbers[self._used[numbers] == num_steps].tolist():
+            stream = self._streams[number]
+            assert stream is not None
+            self._block[number], self._used[number] = stream.take(num_steps), 0
+        draws = self._block[numbers, self._used[numbers]]
+        self._used[numbers] += 1
+        return draws
 
 
 def uniform(exponential: Tensor) -> Tensor:

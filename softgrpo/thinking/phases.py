@@ -1,15 +1,18 @@
 """When thinking ends: at a marker, at the budget, by cold stop, or with the sequence.
 
-Host-side bookkeeping of one sequence, fed the reported token of every step. A marker is looked for
-in the decoded text, so it is found however the tokenizer cuts it: "####" and " ####" are different
-tokens and both end the thinking (deviation [8]: the authors compare one token id).
+Host-side bookkeeping, fed the reported token of every step. A marker is looked for in the decoded
+text, so it is found however the tokenizer cuts it: "####" and " ####" are different tokens and both
+end the thinking (deviation [8]: the authors compare one token id).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import numpy as np
 
 from softgrpo.thinking.config import ThinkingConfig
 
@@ -50,74 +53,164 @@ class Markers:
         self.forced_ids: list[int] = encoded[0] if encoded else []
         # A tail this long holds any marker: one token more than its bytes for a part before it.
         self.tail = max((len(text.encode()) for text in self.strings), default=0) + 1
-        self._may_end: dict[int, bool] = {}
+        self._known = np.zeros(0, dtype=bool)  # tokens that have been looked at, and what was seen
+        self._may_end = np.zeros(0, dtype=bool)
         self._last_characters = {text[-1] for text in self.strings}
 
     def ends(self, tokens: list[int]) -> bool:
         """Whether the last of these tokens completes a marker."""
-        if not self.strings or not self._can_end(tokens[-1]):
+        if not self.strings:
             return False
         tail = tokens[-self.tail :]
         before, now = self._text(tail[:-1]), self._text(tail)
         return any(now.count(text) > before.count(text) for text in self.strings)
 
-    def _can_end(self, token: int) -> bool:
-        """Whether a token's text could hold a marker's last character (cached: most cannot)."""
-        if token not in self._may_end:
+    def may_end(self, tokens: np.ndarray) -> np.ndarray:
+        """[N] bool, which of these tokens could hold a marker's last character: few do."""
+        highest = int(tokens.max(initial=-1))
+        if highest >= len(self._known):
+            more = highest + 1 - len(self._known)
+            self._known = np.pad(self._known, (0, more))
+            self._may_end = np.pad(self._may_end, (0, more))
+        for token in np.unique(tokens[~self._known[tokens]]).tolist():
             text = self._text([token])
             # U+FFFD: part of a character; only the decoded tail can tell.
             self._may_end[token] = "�" in text or any(c in text for c in self._last_characters)
-        return self._may_end[token]
+            self._known[token] = True
+        return self._may_end[tokens]
 
     def _text(self, ids: list[int]) -> str:
         return self._decode(ids, skip_special_tokens=False)
 
 
-@dataclass
-class ThinkingPhase:
-    """Whether one sequence still thinks, and what is forced on it next.
+@dataclass(frozen=True)
+class Progress:
+    """What a step was to some sequences.
 
     Attributes:
-        markers: The end markers.
-        config: Budget and cold stop.
-        is_thinking: True until the thinking has ended.
-        ended_by: How it ended, None while it goes on or when the sequence ended first.
-        forced: Token ids still to be put in, in order.
+        tokens: [N] int64, the step's tokens: what was drawn, or what was put in its place.
+        was_thinking: [N] bool, whether the sequence still thought when it was drawn.
+        ended: [N] bool, whether this very step ended the thinking (with a marker).
+        was_forced: [N] bool, whether the token was put there.
     """
 
-    markers: Markers
-    config: ThinkingConfig
-    is_thinking: bool = True
-    ended_by: ThinkingEnd | None = None
-    forced: list[int] = field(default_factory=list)
-    _tokens: list[int] = field(default_factory=list)
-    _num_steps: int = 0
-    _num_cold: int = 0
+    tokens: np.ndarray
+    was_thinking: np.ndarray
+    ended: np.ndarray
+    was_forced: np.ndarray
 
-    def update(self, token: int, entropy: float) -> bool:
-        """Take the reported token of a step; True when the thinking ended at this very step.
+
+class ThinkingPhases:
+    """Whether each of some sequences still thinks, and what is forced on it next.
+
+    All of one config. Its sequences are told apart by a number each, which ``begin`` gives and
+    ``end`` takes back; what is kept of them stands in arrays, so that a step costs little however
+    many there are.
+
+    Args:
+        markers: The end markers.
+        config: Budget and cold stop.
+    """
+
+    def __init__(self, markers: Markers, config: ThinkingConfig) -> None:
+        self._markers, self._config = markers, config
+        self._free: list[int] = []
+        self._forced: dict[int, list[int]] = {}  # tokens still to be put in, in order
+        self._ended_by: list[ThinkingEnd | None] = []
+        self.is_thinking = np.zeros(0, dtype=bool)
+        self._num_steps = np.zeros(0, dtype=np.int64)
+        self._num_cold = np.zeros(0, dtype=np.int64)
+        self._tails = np.zeros((0, markers.tail), dtype=np.int64)  # the last tokens, newest last
+
+    def begin(self) -> int:
+        """The number of one more sequence, the lowest that is free."""
+        if not self._free:
+            self._grow()
+        number = heapq.heappop(self._free)
+        self.is_thinking[number], self._ended_by[number] = True, None
+        self._num_steps[number] = self._num_cold[number] = 0
+        return number
+
+    def end(self, number: int) -> None:
+        """Forget a sequence; its number will be another's."""
+        self._forced.pop(number, None)
+        heapq.heappush(self._free, number)
+
+    def ended_by(self, number: int) -> ThinkingEnd | None:
+        """How a sequence's thinking ended; None while it goes on."""
+        return self._ended_by[number]
+
+    def update(self, numbers: np.ndarray, tokens: np.ndarray, entropies: np.ndarray) -> Progress:
+        """Take what each sequence drew.
 
         Args:
-            token: Its id.
-            entropy: Entropy of the support in nats, for cold stop.
+            numbers: [N] int64, of different sequences.
+            tokens: [N] int64, the reported tokens.
+            entropies: [N] float, of the supports in nats, for cold stop.
         """
-        if not self.is_thinking:
-            return False
-        self._tokens = [*self._tokens[-self.markers.tail :], token]
-        self._num_steps += 1
-        if self.markers.ends(self._tokens):
-            return self._end("marker")
-        config = self.config
-        is_cold = config.cold_stop_entropy is not None and entropy < config.cold_stop_entropy
-        self._num_cold = self._num_cold + 1 if is_cold else 0
-        if is_cold and self._num_cold >= config.cold_stop_steps:
-            self._end("cold_stop", force=True)
-        elif self._num_steps == config.max_think_tokens:
-            self._end("budget", force=True)
-        return False
+        thinks = self.is_thinking[numbers]
+        ended, was_forced = np.zeros_like(thinks), np.zeros_like(thinks)
+        if self._forced:
+            tokens = tokens.copy()
+            for row, number in enumerate(numbers.tolist()):
+                if number in self._forced:
+                    tokens[row], was_forced[row] = self._next_forced(number), True
+        if thinks.any():
+            rows = thinks.nonzero()[0]
+            self._think(rows, numbers[rows], tokens[rows], entropies[rows], ended)
+        return Progress(tokens, thinks, ended, was_forced)
 
-    def _end(self, how: ThinkingEnd, force: bool = False) -> bool:
-        self.is_thinking = False
-        self.ended_by = how
-        self.forced = list(self.markers.forced_ids) if force else []
-        return True
+    def _think(
+        self,
+        rows: np.ndarray,
+        numbers: np.ndarray,
+        tokens: np.ndarray,
+        entropies: np.ndarray,
+        ended: np.ndarray,
+    ) -> None:
+        """One step of rows that think; sets ``ended`` where a marker ended it."""
+        config = self._config
+        self._num_steps[numbers] += 1
+        tails = self._tails[numbers]
+        tails[:, :-1], tails[:, -1] = tails[:, 1:], tokens
+        self._tails[numbers] = tails
+        goes_on = np.ones(len(rows), dtype=bool)
+        if self._markers.strings:
+            for i in self._markers.may_end(tokens).nonzero()[0].tolist():
+                known = min(int(self._num_steps[numbers[i]]), self._markers.tail)
+                if self._markers.ends(tails[i, self._markers.tail - known :].tolist()):
+                    goes_on[i], ended[rows[i]] = False, True
+                    self._stop(int(numbers[i]), "marker")
+        if config.cold_stop_entropy is not None:
+            is_cold = entropies < config.cold_stop_entropy
+            self._num_cold[numbers] = np.where(is_cold, self._num_cold[numbers] + 1, 0)
+            stops = goes_on & (self._num_cold[numbers] >= config.cold_stop_steps)
+            for number in numbers[stops].tolist():
+                self._stop(number, "cold_stop")
+            goes_on &= ~stops
+        if config.max_think_tokens is not None:
+            stops = goes_on & (self._num_steps[numbers] == config.max_think_tokens)
+            for number in numbers[stops].tolist():
+                self._stop(number, "budget")
+
+    def _stop(self, number: int, how: ThinkingEnd) -> None:
+        self.is_thinking[number], self._ended_by[number] = False, how
+        if how != "marker":
+            self._forced[number] = list(self._markers.forced_ids)
+
+    def _next_forced(self, number: int) -> int:
+        token = self._forced[number].pop(0)
+        if not self._forced[number]:
+            del self._forced[number]
+        return token
+
+    def _grow(self) -> None:
+        """Room for as many again."""
+        size = len(self.is_thinking)
+        more = max(size, 8)
+        self._free += range(size, size + more)
+        self._ended_by += [None] * more
+        self.is_thinking = np.pad(self.is_thinking, (0, more))
+        self._num_steps = np.pad(self._num_steps, (0, more))
+        self._num_cold = np.pad(self._num_cold, (0, more))
+        self._tails = np.pad(self._tails, ((0, more), (0, 0)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from softgrpo.thinking.blocks import row_blocks
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
-from softgrpo.thinking.support import select_support
+from softgrpo.thinking.support import Support, select_support
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,17 @@ def _draw_token(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftSt
     """An ordinary token. Without top-k and top-p no sort of the vocabulary is needed."""
     whole_vocabulary = config.top_k is None and not isinstance(config.top_p, Tensor)
     if whole_vocabulary and config.top_p == 1:
-        ids, entropy = _draw_from_vocabulary(logits, config, noise)
-    else:
-        support = select_support(logits, config)
-        ids = support.ids.gather(-1, invert_cdf(support.probs, noise))
-        entropy = support.entropy
+        return _token_step(*_draw_from_vocabulary(logits, config, noise))
+    return draw_token_from(select_support(logits, config), noise)
+
+
+def draw_token_from(support: Support, noise: Tensor) -> SoftStep:
+    """An ordinary token of a support, by noise [N, 1]: a step of one column."""
+    ids = support.ids.gather(-1, invert_cdf(support.probs, noise))
+    return _token_step(ids, support.entropy)
+
+
+def _token_step(ids: Tensor, entropy: Tensor) -> SoftStep:
     one = torch.ones_like(ids, dtype=entropy.dtype)
     return SoftStep(ids, torch.zeros_like(one), one, one.bool(), entropy)
 
@@ -105,22 +111,23 @@ def _draw_from_vocabulary(
 ) -> tuple[Tensor, Tensor]:
     """Ids [N, 1] and entropies [N], drawn from all columns that pass min-p."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    temperature, min_p = (
-        torch.as_tensor(value, dtype=dtype, device=logits.device).reshape(-1, 1).expand_as(noise)
-        for value in (config.temperature, config.min_p)
-    )
-    cuts = bool((min_p > 0).any())
     ids = torch.empty_like(noise, dtype=torch.long)
     entropy = noise.new_empty(len(noise), dtype=dtype)
     for rows in row_blocks(logits):
-        probs = torch.softmax(logits[rows].to(dtype) / temperature[rows], dim=-1)
-        if cuts:
-            low = probs.amax(-1, keepdim=True) * min_p[rows]
+        temperature, min_p = _at(config.temperature, rows), _at(config.min_p, rows)
+        probs = torch.softmax(logits[rows].to(dtype) / temperature, dim=-1)
+        if isinstance(min_p, Tensor) or min_p > 0:
+            low = probs.amax(-1, keepdim=True) * min_p
             probs = probs.masked_fill(probs < low, 0.0)
         ids[rows] = invert_cdf(probs, noise[rows])
         # As xlogy gives it, in less than half the time.
         entropy[rows] = -probs.clamp_min(torch.finfo(dtype).tiny).log_().mul_(probs).sum(-1)
     return ids, entropy
+
+
+def _at(value: float | Tensor, rows: slice) -> float | Tensor:
+    """A setting of some rows as a column; a number is every row's."""
+    return value[rows, None] if isinstance(value, Tensor) and value.dim() == 1 else value
 
 
 def _noise(

@@ -55,14 +55,24 @@ def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     else:
         in_top_k = torch.ones_like(scaled, dtype=torch.bool)
     probs = torch.softmax(scaled.masked_fill(~in_top_k, -torch.inf), dim=-1)
+    return cut_support(ids, probs, in_top_k, config)
 
-    top_p = _column(torch.as_tensor(config.top_p, dtype=probs.dtype, device=probs.device))
+
+def cut_support(ids: Tensor, probs: Tensor, mask: Tensor, config: ThinkingConfig) -> Support:
+    """Of these columns keep the top-p nucleus, of that what passes min-p.
+
+    Args:
+        ids: [N, K] int64, in order of falling probability.
+        probs: [N, K] float, of the distribution that top_p is a share of.
+        mask: [N, K] bool, the columns that may be kept.
+        config: Its top_p and min_p, plain or [N].
+    """
+    top_p, min_p = _like(probs, config.top_p), _like(probs, config.min_p)
     before = probs.cumsum(-1) - probs
     # At top_p = 1 nothing is cut: rounding may carry the running sum past 1.
-    mask = in_top_k & ((before <= top_p) | (top_p >= 1))
+    mask = mask & ((before <= top_p) | (top_p >= 1))
     probs = probs.masked_fill(~mask, 0.0)
 
-    min_p = _column(torch.as_tensor(config.min_p, dtype=probs.dtype, device=probs.device))
     mask = mask & (probs >= probs[..., :1] * min_p)
     probs = probs.masked_fill(~mask, 0.0)
     return Support(ids=ids, probs=probs / probs.sum(-1, keepdim=True), mask=mask)
@@ -90,6 +100,12 @@ def _largest(logits: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
 def _column(value: float | Tensor) -> float | Tensor:
     """A per-row setting as a column that broadcasts over K; numbers stay numbers."""
     return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() == 1 else value
+
+
+def _like(probs: Tensor, value: float | Tensor | None) -> float | Tensor:
+    """A setting in the dtype of probabilities and where they are."""
+    assert value is not None, "ThinkingConfig fills top_p in"
+    return _column(value.to(probs)) if isinstance(value, Tensor) else value
 
 
 def _upcast(x: Tensor) -> Tensor:

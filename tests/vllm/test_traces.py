@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.rollout.steps import advance
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.noise import NoiseStream, uniform
-from softgrpo.thinking.phases import Markers, ThinkingPhase
+from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.vllm.engines import running_engine
 
 SEED, NUM_STEPS, CLOSE, NEAR_TIE = 5, 128, 1e-4, 1e-3
@@ -53,11 +54,12 @@ def _first_difference(model, tokenizer, rollout, index):
     ids = torch.tensor([rollout.prompt_ids + rollout.token_ids])
     inputs = build_inputs_embeds(ids, trace, model.get_input_embeddings(), CONFIG)
     logits = model(inputs_embeds=inputs).logits[0, prompt_length - 1 : -1]
-    phase = ThinkingPhase(Markers(CONFIG.think_end, tokenizer), CONFIG)
+    phases = ThinkingPhases(Markers(CONFIG.think_end, tokenizer), CONFIG)
+    numbers = np.array([phases.begin()])
     noise = NoiseStream(SEED, index, trace.ids.shape[-1])
     for t in range(NUM_STEPS):
         draws = torch.from_numpy(noise.next())[None]
-        step, is_soft = advance(logits[t : t + 1], draws, CONFIG, [phase])
+        step, is_soft = advance(logits[t : t + 1], draws, CONFIG, phases, numbers)
         same_ids = torch.equal(step.ids[0].int(), trace.ids[0, t])
         difference = (step.scores[0] - trace.scores[0, t]).abs().max().item()
         if not same_ids:

@@ -29,7 +29,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
     settings_key,
 )
 from softgrpo.thinking.noise import NoiseStream
-from softgrpo.thinking.phases import Markers, ThinkingPhase, Tokenizer
+from softgrpo.thinking.phases import Markers, ThinkingPhases, Tokenizer
 
 
 class Thought:
@@ -39,7 +39,7 @@ class Thought:
         request: What it asks for.
         key: Equal for requests that may be drawn together.
         seed: Of its noise.
-        markers: Its end markers.
+        phases: Those of all requests of its key; it takes a number there.
         prompt_length: Tokens of its prompt.
 
     Attributes:
@@ -52,11 +52,11 @@ class Thought:
         request: ThinkingRequest,
         key: tuple,
         seed: int,
-        markers: Markers,
+        phases: ThinkingPhases,
         prompt_length: int,
     ) -> None:
         self.request, self.key, self.prompt_length = request, key, prompt_length
-        self.phase = ThinkingPhase(markers, request.config)
+        self.phases, self.number = phases, phases.begin()
         self.noise = NoiseStream(seed, request.sequence, request.num_columns)
         self.ids: list[np.ndarray] = []
         self.weights: list[np.ndarray] = []
@@ -102,6 +102,7 @@ class Thoughts:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, defaults: dict[str, Any]) -> None:
         self._vocab_size, self._defaults = vocab_size, defaults
         self._thoughts: dict[str, Thought] = {}
+        self._phases: dict[tuple, ThinkingPhases] = {}
         self._markers = functools.lru_cache(maxsize=64)(
             lambda think_end: Markers(think_end, tokenizer)
         )
@@ -115,7 +116,9 @@ class Thoughts:
     def finish(self, request_ids: Iterable[str]) -> None:
         """Forget requests that have ended or were aborted."""
         for request_id in request_ids:
-            self._thoughts.pop(request_id, None)
+            thought = self._thoughts.pop(request_id, None)
+            if thought is not None:
+                thought.phases.end(thought.number)
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""
@@ -125,11 +128,15 @@ class Thoughts:
         if (request.config.answer_top_k or 0) > self._vocab_size:  # vLLM's own sampling lets it be
             request = replace(request, config=replace(request.config, answer_top_k=None))
         seed = params.seed if request.seed is None else request.seed
+        key = settings_key(params)
+        if key not in self._phases:
+            markers = self._markers(request.config.think_end)
+            self._phases[key] = ThinkingPhases(markers, request.config)
         self._thoughts[request_id] = Thought(
             request,
-            settings_key(params),
+            key,
             _seed_of(request_id) if seed is None else seed % 2**64,
-            self._markers(request.config.think_end),
+            self._phases[key],
             prompt_length,
         )
 
@@ -209,7 +216,8 @@ class Thoughts:
             logits,
             noise.to(logits.device, non_blocking=True),
             request.config,
-            [thought.phase for thought in thoughts],
+            thoughts[0].phases,
+            np.array([thought.number for thought in thoughts]),
         )
         logps = None
         if request.objective is not None:
@@ -217,7 +225,7 @@ class Thoughts:
             logps = replay_logits(
                 logits, step.ids, scores, step.support, is_soft, request.objective
             )
-        ended_by = [thought.phase.ended_by for thought in thoughts]
+        ended_by = [thought.phases.ended_by(thought.number) for thought in thoughts]
         columns = encode_steps(step, is_soft, ended_by, logps, logits.shape[-1])
         # A mixture that is not finite would stay in the cache, in blocks that others get.
         is_mixed = (is_soft & torch.isfinite(step.entropy)).tolist()

@@ -72,7 +72,7 @@ def test_autocast_changes_no_input(policy):
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
 def test_the_embedding_is_called_as_often_whatever_was_soft(count):
-    """Where it is sharded every call is a collective: one more in one process would be waited for."""
+    """Where it is sharded every call is a collective, in which all processes meet."""
     embedding, calls = torch.nn.Embedding(11, 3), []
     handle = embedding.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape))
     ids, weights = torch.randint(11, (count, 2)), torch.rand(count, 2)

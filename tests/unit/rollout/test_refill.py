@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.rollout import TransformersEngine, attention, batch
+from softgrpo.rollout import TransformersEngine, attention, prefill
 from softgrpo.rollout.cache import SlotLayer
 from softgrpo.thinking import Objective
 from tests.helpers import (
@@ -102,7 +102,7 @@ def test_every_prompt_is_prefilled_once_whatever_the_batch():
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_a_prefill_in_parts_is_the_same(name, monkeypatch):
     whole = _generate(tiny_model(), name)
-    monkeypatch.setattr(batch, "_PREFILL_TOKENS", 7)
+    monkeypatch.setattr(prefill, "_PREFILL_TOKENS", 7)
     assert _facts(_generate(tiny_model(), name)) == _facts(whole)
 
 

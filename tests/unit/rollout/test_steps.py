@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from softgrpo.rollout.steps import advance
 from softgrpo.thinking import ThinkingConfig, blocks
-from softgrpo.thinking.phases import Markers, ThinkingPhase
+from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.step import draw_step
 from tests.helpers import word_tokenizer
 
@@ -27,8 +28,9 @@ def test_a_token_is_drawn_as_from_the_sorted_vocabulary(spread, settings, block,
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(40, 5000, generator=generator)
     noise = torch.empty(40, 1).exponential_(generator=generator)
-    phases = [ThinkingPhase(Markers((), word_tokenizer()), config) for _ in range(40)]
-    found, is_soft = advance(logits, noise, config, phases)
+    phases = ThinkingPhases(Markers((), word_tokenizer()), config)
+    numbers = np.array([phases.begin() for _ in range(40)])
+    found, is_soft = advance(logits, noise, config, phases, numbers)
     wanted = draw_step(logits, config, noise=noise)
     if torch.as_tensor(
         spread

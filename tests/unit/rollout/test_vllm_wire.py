@@ -6,13 +6,14 @@ import json
 from dataclasses import fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from softgrpo.rollout.steps import advance
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.thinking import Objective, ThinkingConfig
-from softgrpo.thinking.phases import Markers, ThinkingPhase
+from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import thinking, word_tokenizer
 
 POLICIES = ["discrete", "soft", "gumbel", "dirichlet", "gaussian"]
@@ -122,14 +123,15 @@ def test_steps_come_back_as_they_were_drawn(policy, as_dictionary):
     config = thinking(policy, max_think_tokens=4, top_p=0.7)
     objective = Objective.of(config, wire.check_density(policy, None), "sum")
     request = wire.ThinkingRequest(config, objective=objective)
-    phase = ThinkingPhase(Markers(config.think_end, word_tokenizer()), config)
+    phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
+    numbers = np.array([phases.begin()])
     drawn, ids, values = [], [], []
     for _ in range(8):
         logits, noise = torch.randn(1, 36), torch.empty(1, request.num_columns).exponential_()
-        step, is_soft = advance(logits, noise, config, [phase])
+        step, is_soft = advance(logits, noise, config, phases, numbers)
         logp = torch.randn(1)
         drawn.append((step, bool(is_soft), logp.item()))
-        row, value = wire.encode_steps(step, is_soft, [phase.ended_by], logp, 36)
+        row, value = wire.encode_steps(step, is_soft, [phases.ended_by(0)], logp, 36)
         assert row.shape == (1, request.num_logprobs) and len(set(row[0].tolist())) == row.shape[1]
         if as_dictionary:
             reported = [row[0, 0].item(), *row[0].tolist()]
@@ -151,11 +153,12 @@ def test_steps_come_back_as_they_were_drawn(policy, as_dictionary):
 
 def test_logits_that_are_not_finite_are_reported():
     config = thinking()
-    phase = ThinkingPhase(Markers(config.think_end, word_tokenizer()), config)
+    phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
+    numbers = np.array([phases.begin()])
     request = wire.ThinkingRequest(config)
     parts = []
     for logits in (torch.randn(1, 36), torch.full((1, 36), torch.nan)):
-        step, is_soft = advance(logits, torch.ones(1, 4), config, [phase])
+        step, is_soft = advance(logits, torch.ones(1, 4), config, phases, numbers)
         parts.append(wire.encode_steps(step, is_soft, [None], None, 36))
     ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
     assert torch.isfinite(values).all() and (ids < 36).all()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from softgrpo.thinking import ThinkingConfig
-from softgrpo.thinking.phases import Markers, ThinkingPhase
+from softgrpo.thinking.phases import Markers, Progress, ThinkingPhases
 from tests.helpers import word_tokenizer
 
 
@@ -35,13 +38,37 @@ CUTS = {
 def _feed(text, markers, config):
     """(tokens until the thinking ended, how) of a text; None where it did not."""
     tokenizer = markers._decode.__self__
-    phase = ThinkingPhase(markers, config)
+    phase = _One(markers, config)
     seen = []
     for token in tokenizer.encode(text, add_special_tokens=False):
         seen.append(token)
-        if phase.update(token, entropy=1.0):
+        if phase.update(token, 1.0).ended:
             return tokenizer.decode(seen), phase.ended_by
     return None
+
+
+class _One:
+    """The phase of one sequence among others that go on."""
+
+    def __init__(self, markers, config):
+        self.phases = ThinkingPhases(markers, config)
+        self.others = [self.phases.begin() for _ in range(3)]
+        self.number = self.phases.begin()
+
+    def update(self, token, entropy):
+        numbers = np.array([self.others[0], self.number, self.others[1]])
+        tokens, entropies = np.array([3, token, 3]), np.array([1.0, entropy, 1.0])
+        progress = self.phases.update(numbers, tokens, entropies)
+        assert not progress.ended[[0, 2]].any()
+        return Progress(*(getattr(progress, f.name)[1] for f in fields(progress)))
+
+    @property
+    def is_thinking(self):
+        return bool(self.phases.is_thinking[self.number])
+
+    @property
+    def ended_by(self):
+        return self.phases.ended_by(self.number)
 
 
 @pytest.mark.parametrize("before", ["ab", "ab ", "x", "ab #", "é", "a ### b "])
@@ -88,22 +115,26 @@ def test_a_marker_the_tokenizer_cannot_produce_is_refused():
 
 def _phase(**settings):
     config = ThinkingConfig(think_end=("</t>",), **settings)
-    return ThinkingPhase(Markers(config.think_end, word_tokenizer()), config)
+    return _One(Markers(config.think_end, word_tokenizer()), config)
 
 
 def test_at_the_budget_the_marker_is_forced():
     phase = _phase(max_think_tokens=3)
-    states = [phase.update(token, 1.0) or phase.is_thinking for token in (3, 4, 5)]
-    assert states == [True, True, False]
-    assert phase.ended_by == "budget"
-    assert phase.forced == word_tokenizer().encode("</t>")
+    states = []
+    for token in (3, 4, 5):
+        assert not phase.update(token, 1.0).was_forced
+        states.append(phase.is_thinking)
+    assert states == [True, True, False] and phase.ended_by == "budget"
+    forced, after = phase.update(6, 1.0), phase.update(7, 1.0)
+    assert [int(forced.tokens)] == word_tokenizer().encode("</t>") and forced.was_forced
+    assert int(after.tokens) == 7 and not after.was_forced
 
 
 def test_a_marker_at_the_budgets_last_step_is_not_forced_again():
     phase = _phase(max_think_tokens=2)
     phase.update(3, 1.0)
-    assert phase.update(word_tokenizer().encode("</t>")[0], 1.0)
-    assert (phase.ended_by, phase.forced) == ("marker", [])
+    assert phase.update(word_tokenizer().encode("</t>")[0], 1.0).ended
+    assert phase.ended_by == "marker" and not phase.update(4, 1.0).was_forced
 
 
 def test_a_cold_stop_needs_consecutive_cold_steps():
@@ -112,7 +143,7 @@ def test_a_cold_stop_needs_consecutive_cold_steps():
         phase.update(3, entropy)
         assert phase.is_thinking
     phase.update(3, 0.05)
-    assert phase.ended_by == "cold_stop" and phase.forced
+    assert phase.ended_by == "cold_stop" and phase.update(3, 1.0).was_forced
 
 
 def test_without_an_end_the_phase_goes_on():
@@ -120,3 +151,26 @@ def test_without_an_end_the_phase_goes_on():
     for _ in range(50):
         phase.update(3, 0.0)
     assert phase.is_thinking and phase.ended_by is None
+
+
+def test_a_number_that_is_free_again_begins_anew():
+    """What the sequence before it had seen, half a marker and a forced one, is forgotten."""
+    config = ThinkingConfig(think_end=("####",), max_think_tokens=3)
+    markers = Markers(config.think_end, _byte_bpe([]))
+    phases, hash_token = ThinkingPhases(markers, config), np.array([_byte_bpe([]).encode("#")[0]])
+    number = np.array([phases.begin()])
+    for _ in range(3):
+        phases.update(number, hash_token, np.ones(1))
+    assert phases.ended_by(0) == "budget"
+    phases.end(0)
+    assert phases.begin() == 0
+    progress = phases.update(number, hash_token, np.ones(1))
+    assert progress.was_thinking.all() and not progress.ended.any() | progress.was_forced.any()
+
+
+def test_numbers_are_the_lowest_that_are_free():
+    phases = _phase().phases
+    assert [phases.begin() for _ in range(20)] == list(range(4, 24))
+    phases.end(9)
+    phases.end(5)
+    assert [phases.begin(), phases.begin(), phases.begin()] == [5, 9, 24]
