@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -29,6 +30,7 @@ from softgrpo.replay.layouts import attend_in_groups
 # Rows of a block on a CPU; blocks are worth their calls where they leave out this share of all.
 BLOCK, _MIN_SAVED = 16, 0.15
 _NAME = "softgrpo_grouped_sdpa"
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _BLOCKS = "softgrpo_blocks"  # attribute of a mask
 
 
@@ -70,7 +72,13 @@ def grouped_sdpa(
 
 
 def blocked_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' mask for sdpa; that of a decoding step says in which blocks to attend."""
+    """transformers' mask for sdpa; that of a decoding step says in which blocks to attend.
+
+    A decoding step brings a padding mask only where there is padding, so nobody need look for it,
+    which a GPU would wait for.
+    """
+    if kwargs["q_length"] == 1 and kwargs.get("attention_mask") is not None:
+        kwargs["allow_is_causal_skip"] = False
     mask = sdpa_mask(*args, **kwargs)
     if mask is not None and mask.device.type == "cpu" and mask.shape[2] == 1:
         setattr(mask, _BLOCKS, _blocks(mask[:, 0, 0]))
@@ -97,16 +105,24 @@ def _blocks(visible: Tensor) -> list[tuple[slice, slice]]:
 
 @contextmanager
 def grouped_attention(model: Any) -> Iterator[None]:
-    """Let a model that attends by sdpa do so in groups while decoding."""
+    """Let a model that attends by sdpa or flash attention do so in groups while decoding.
+
+    With a padding mask transformers' flash attention would copy the whole cache at every step.
+    cuDNN is left out: it builds a plan for every new number of keys, tens of milliseconds each.
+    """
     config = model.config
-    if config._attn_implementation != "sdpa":
-        yield
-        return
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
+    own = config._attn_implementation
+    caps = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    is_same = own == "sdpa" or own.startswith("flash_attention") and caps is None
+    with sdpa_kernel(_KERNELS):
+        if not is_same:
+            yield
+            return
+        config._attn_implementation = _NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
 
 
 AttentionInterface.register(_NAME, grouped_sdpa)

@@ -283,7 +283,9 @@ class DecodingBatch:
         """The model's answer to one more input [N, D] of every running sequence."""
         window = self.cache.window
         columns = torch.arange(window.start, window.end + 1, device=self.device)
-        mask, positions = columns >= starts[:, None], window.end - starts[:, None]
+        has_padding = max(self.cache.starts) > window.start
+        mask = columns >= starts[:, None] if has_padding else None
+        positions = window.end - starts[:, None]
         return forward(self.model, self.cache, mask, positions, inputs_embeds=inputs[:, None])
 
     def _rollout(

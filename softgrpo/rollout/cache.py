@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -66,12 +67,20 @@ class SlotLayer(DynamicLayer):
     def allocate(self, *states: Tensor) -> None:
         """Make the buffers for states [..., heads, tokens, head_dim], where they are not made yet.
 
-        Zeros: a column that is masked out is still multiplied, and must not hold a NaN.
+        Zeros: a column that is masked out is still multiplied, and must not hold a NaN. Under
+        autocast attention would cast all of them at every step, so they are kept in its dtype.
         """
         if not self.buffers:
             self.lazy_initialization(*states)
+            kind = states[0].device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             self.buffers = tuple(
-                x.new_zeros(self._slots, x.shape[-3], self._capacity, x.shape[-1]) for x in states
+                torch.zeros(
+                    (self._slots, x.shape[-3], self._capacity, x.shape[-1]),
+                    dtype=dtype or x.dtype,
+                    device=x.device,
+                )
+                for x in states
             )
 
 

@@ -110,9 +110,11 @@ class Prefill:
 
 
 def forward(
-    model: Any, cache: SlotCache, attention_mask: Tensor, positions: Tensor, **inputs: Tensor
+    model: Any, cache: SlotCache, attention_mask: Tensor | None, positions: Tensor, **inputs: Tensor
 ) -> Tensor:
     """Last position's logits [rows, V]; attention_mask ends with the inputs, at ``positions``.
+
+    Without a mask nothing is padded.
 
     The model itself is called, never a part of it: FSDP2 wants its root to run first.
     """

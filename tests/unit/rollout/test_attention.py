@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from softgrpo.rollout import TransformersEngine
 from softgrpo.rollout.attention import BLOCK, blocked_mask, grouped_attention, grouped_sdpa
-from tests.helpers import tiny_model
+from tests.helpers import PROMPTS, thinking, tiny_model, word_tokenizer
 
 
 class _Module(torch.nn.Module):
@@ -63,3 +64,38 @@ def test_the_model_gets_its_own_attention_back():
         assert model.config._attn_implementation != "sdpa"
         raise RuntimeError
     assert model.config._attn_implementation == "sdpa"
+
+
+def _generate(engine):
+    return [r.token_ids for r in engine.generate(PROMPTS, thinking(), max_new_tokens=12, seed=7)]
+
+
+def test_cudnn_is_left_out_while_decoding():
+    engine = TransformersEngine(tiny_model(attention="sdpa"), word_tokenizer())
+    seen = []
+    engine.model.base_model.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    _generate(engine)
+    assert torch.backends.cuda.cudnn_sdp_enabled() and seen and not any(seen)
+
+
+def test_a_model_with_flash_attention_decodes_as_with_sdpa():
+    """Its own decoding, which is not installed here, would copy the cache at every step."""
+    engine = TransformersEngine(tiny_model(attention="sdpa"), word_tokenizer())
+    wanted = _generate(engine)
+    engine.model.config._attn_implementation = "flash_attention_2"
+    assert _generate(engine) == wanted
+    assert engine.model.config._attn_implementation == "flash_attention_2"
+
+
+def test_under_autocast_the_cache_holds_what_attention_would_cast_it_to():
+    """RoPE makes float32 of bfloat16 keys: all of them would be cast again at every step."""
+    engine, layers = TransformersEngine(tiny_model(attention="sdpa"), word_tokenizer()), []
+    engine.model.base_model.register_forward_hook(
+        lambda _, args, kwargs, output: layers.extend(kwargs["past_key_values"].layers),
+        with_kwargs=True,
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        _generate(engine)
+    assert {x.dtype for layer in layers for x in layer.buffers} == {torch.bfloat16}
