@@ -14,6 +14,7 @@ column everything that is still read moves back to the first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+# Of an accelerator's free memory, for a cache whose size nobody has set.
+_CACHE_SHARE = 0.7
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Keys and values of one sequence, a pair [heads, tokens, head_dim] a layer."""
@@ -188,3 +192,56 @@ class SlotCache(DynamicCache):
 
     def _all_buffers(self) -> list[Tensor]:
         return [buffer for layer in self._slot_layers for buffer in layer.buffers]
+
+
+def cache_size(
+    lengths: Sequence[int], max_batch_size: int, max_batch_tokens: int | None
+) -> tuple[int, int]:
+    """Rows and columns of the cache for sequences of these lengths at most.
+
+    Where rows are refilled, a quarter more columns than the longest needs, so that they move back
+    once in that many steps.
+
+    Raises:
+        ValueError: One sequence alone needs more than max_batch_tokens.
+    """
+    longest = max(lengths)
+    if len(lengths) <= max_batch_size and longest * len(lengths) <= (max_batch_tokens or math.inf):
+        return len(lengths), longest
+    slots, capacity = min(max_batch_size, len(lengths)), longest + longest // 4 + 1
+    if max_batch_tokens is not None:
+        if longest > max_batch_tokens:
+            raise ValueError(
+                f"max_batch_tokens={max_batch_tokens} cannot hold one sequence of {longest} tokens "
+                "(prompt and max_new_tokens): raise it or shorten the sequence"
+            )
+        slots = max(1, min(slots, max_batch_tokens // capacity))
+    return slots, longest if slots == 1 else capacity
+
+
+def affordable_tokens(model: Any) -> int | None:
+    """Positions of a cache that a model's accelerator has memory for; None where nobody knows.
+
+    A share is left for the step's own tensors, prompts being prefilled, and an optimizer that has
+    not taken its memory yet.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.device.type == "cpu":
+        return None
+    try:
+        free, _ = torch.accelerator.get_memory_info(weight.device)
+        kept = torch.accelerator.memory_reserved(weight.device)
+        unused = kept - torch.accelerator.memory_allocated(weight.device)
+    except (RuntimeError, AttributeError):
+        return None
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return int(_CACHE_SHARE * (free + unused)) // bytes_of_a_token(model.config, dtype)
+
+
+def bytes_of_a_token(config: Any, dtype: torch.dtype) -> int:
+    """Keys and values of one position in all layers."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * size * dtype.itemsize

@@ -9,7 +9,6 @@ may).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import nn
 
 from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
+from softgrpo.rollout.cache import affordable_tokens, cache_size
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
 from softgrpo.rollout.steps import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
@@ -60,7 +60,8 @@ class TransformersEngine:
         max_batch_size: Sequences decoded together; the others wait.
         max_batch_tokens: Positions of the key-value cache, which is its memory: fewer sequences are
             decoded together where it does not hold the longest of them that many times. Prompts
-            being prefilled come on top. None: as many as max_batch_size sequences need.
+            being prefilled come on top. None: as many as max_batch_size sequences need, on an
+            accelerator no more than seven tenths of its free memory hold.
         eos_token_ids: Tokens that end a sequence; None: the model's and the tokenizer's.
 
     Raises:
@@ -186,7 +187,10 @@ class TransformersEngine:
         **options: Any,
     ) -> DecodingBatch:
         lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-        slots, capacity = _cache_size(lengths, self.max_batch_size, self.max_batch_tokens)
+        max_tokens = self.max_batch_tokens
+        if max_tokens is None and (fitting := affordable_tokens(self.model)) is not None:
+            max_tokens = max(fitting, *lengths)
+        slots, capacity = cache_size(lengths, self.max_batch_size, max_tokens)
         return DecodingBatch(
             self.model,
             prompts,
@@ -198,28 +202,6 @@ class TransformersEngine:
             capacity=capacity,
             **options,
         )
-
-
-def _cache_size(
-    lengths: Sequence[int], max_batch_size: int, max_batch_tokens: int | None
-) -> tuple[int, int]:
-    """Rows and columns of the cache for sequences of these lengths at most.
-
-    Where rows are refilled, a quarter more columns than the longest needs, so that they move back
-    once in that many steps.
-    """
-    longest = max(lengths)
-    if len(lengths) <= max_batch_size and longest * len(lengths) <= (max_batch_tokens or math.inf):
-        return len(lengths), longest
-    slots, capacity = min(max_batch_size, len(lengths)), longest + longest // 4 + 1
-    if max_batch_tokens is not None:
-        if longest > max_batch_tokens:
-            raise ValueError(
-                f"max_batch_tokens={max_batch_tokens} cannot hold one sequence of {longest} tokens "
-                "(prompt and max_new_tokens): raise it or shorten the sequence"
-            )
-        slots = max(1, min(slots, max_batch_tokens // capacity))
-    return slots, longest if slots == 1 else capacity
 
 
 def _streamed(record: StepRecord, config: ThinkingConfig) -> StreamedStep:

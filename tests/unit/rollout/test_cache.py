@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3NextConfig
 
-from softgrpo.rollout.cache import SlotCache
+from softgrpo.rollout.cache import SlotCache, affordable_tokens, bytes_of_a_token, cache_size
 from tests.helpers import tiny_model
 
 IDS = torch.randint(0, 30, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -114,3 +114,29 @@ def test_old_rows_stay_before_young_ones():
         blocks = [cache.starts[i : i + BLOCK] for i in range(0, len(cache.starts), BLOCK)]
         for older, younger in zip(blocks, blocks[1:], strict=False):
             assert max(older) <= min(younger)
+
+
+def test_a_tokens_bytes_are_those_of_the_buffers():
+    model = tiny_model("untied")
+    cache = SlotCache(model.config, 3, 20)
+    model(input_ids=torch.tensor([[3, 4]]), past_key_values=cache)
+    allocated = sum(buffer.nbytes for layer in cache.layers for buffer in layer.buffers)
+    assert allocated == 3 * 20 * bytes_of_a_token(model.config, torch.float32)
+
+
+def test_a_cpu_is_not_asked_for_its_memory():
+    assert affordable_tokens(tiny_model()) is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "places", "budget", "wanted"),
+    [
+        ([10, 8], 128, None, (2, 10)),  # never refilled: no column more than is needed
+        ([10, 8], 128, 20, (2, 10)),
+        ([10, 8, 8], 2, None, (2, 13)),
+        ([10] * 9, 128, 60, (4, 13)),
+        ([10] * 9, 128, 12, (1, 10)),
+    ],
+)
+def test_a_cache_is_as_large_as_it_must_be(lengths, places, budget, wanted):
+    assert cache_size(lengths, places, budget) == wanted
