@@ -31,12 +31,13 @@ def mix(
         weights: [N, K] float.
         embedding_noise: [N, D] or None.
     """
-    columns, shares = ids.long().unbind(1), weights.unbind(1)
+    columns = ids.long().unbind(1)
     first = embedding(columns[0])
     dtype = torch.promote_types(first.dtype, torch.float32)
-    mixture = first.to(dtype) * shares[0].to(dtype)[:, None]
+    shares = weights.to(dtype)[..., None].unbind(1)
+    mixture = first.to(dtype) * shares[0]
     for column, share in zip(columns[1:], shares[1:], strict=True):
-        mixture.addcmul_(embedding(column).to(dtype), share.to(dtype)[:, None])
+        mixture.addcmul_(embedding(column).to(dtype), share)
     if embedding_noise is not None:
         mixture += embedding_noise
     return mixture.to(first.dtype)

@@ -209,7 +209,7 @@ class DecodingBatch:
     def _finish_reasons(self, record: StepRecord) -> list[FinishReason | None]:
         """Why each running sequence has ended with this step, or None."""
         is_last = self._recorder.lengths[self._running] == self._limits[self._index[self._running]]
-        is_stop = np.isin(record.ids[:, 0], self._eos_token_ids)
+        is_stop = (record.ids[:, :1] == self._eos_token_ids).any(axis=1)
         reasons: list[FinishReason | None] = [None] * len(is_last)
         for row in (is_last | is_stop).nonzero()[0].tolist():
             reasons[row] = "stop" if is_stop[row] else "length"
