@@ -194,20 +194,22 @@ def _draw(
     return merged, merge([is_held for _, is_held in parts])
 
 
-def _read(step: SoftStep, is_held: Tensor) -> tuple[StepRecord, np.ndarray]:
-    """A step to the host in one transfer, in float32, which holds every id below 2^24."""
-    count = step.ids.shape[1]
-    rows = torch.cat(
-        [
-            step.ids.float(),
-            step.scores.float(),
-            step.support.sum(-1, keepdim=True).float(),
-            step.entropy[:, None].float(),
-            is_held[:, None].float(),
-        ],
-        dim=-1,
+def _join(step: SoftStep, is_held: Tensor) -> Tensor:
+    """[N, 2K + 3] float32, which holds every id below 2^24."""
+    columns = (
+        step.ids,
+        step.scores,
+        step.support.sum(-1, keepdim=True),
+        step.entropy[:, None],
+        is_held[:, None],
     )
-    host = rows.cpu().numpy()
+    return torch.cat([column.float() for column in columns], dim=-1)
+
+
+def _read(step: SoftStep, is_held: Tensor) -> tuple[StepRecord, np.ndarray]:
+    """A step to the host, in one transfer."""
+    count = step.ids.shape[1]
+    host = _join(step, is_held).cpu().numpy()
     num_support, entropies, is_held_here = host[:, 2 * count :].T
     nothing = np.zeros(len(host), dtype=bool)
     record = StepRecord(

@@ -55,7 +55,6 @@ class Markers:
         self.tail = max((len(text.encode()) for text in self.strings), default=0) + 1
         self._known = np.zeros(0, dtype=bool)  # tokens that have been looked at, and what was seen
         self._may_end = np.zeros(0, dtype=bool)
-        self._last_characters = {text[-1] for text in self.strings}
 
     def ends(self, tokens: list[int]) -> bool:
         """Whether the last of these tokens completes a marker."""
@@ -66,18 +65,26 @@ class Markers:
         return any(now.count(text) > before.count(text) for text in self.strings)
 
     def may_end(self, tokens: np.ndarray) -> np.ndarray:
-        """[N] bool, which of these tokens could hold a marker's last character: few do."""
+        """[N] bool, which of these tokens could complete a marker: few do."""
         highest = int(tokens.max(initial=-1))
         if highest >= len(self._known):
             more = highest + 1 - len(self._known)
             self._known = np.pad(self._known, (0, more))
             self._may_end = np.pad(self._may_end, (0, more))
         for token in np.unique(tokens[~self._known[tokens]]).tolist():
-            text = self._text([token])
-            # U+FFFD: part of a character; only the decoded tail can tell.
-            self._may_end[token] = "�" in text or any(c in text for c in self._last_characters)
+            self._may_end[token] = self._may_complete(self._text([token]))
             self._known[token] = True
         return self._may_end[tokens]
+
+    def _may_complete(self, text: str) -> bool:
+        """Whether a token of this text may hold the end of a marker: all of one, or its rest."""
+        # U+FFFD: part of a character; and a token alone may have lost its spaces.
+        if "�" in text or any(marker[-1].isspace() for marker in self.strings):
+            return True
+        return any(
+            marker in text or any(text.startswith(marker[i:]) for i in range(1, len(marker)))
+            for marker in self.strings
+        )
 
     def _text(self, ids: list[int]) -> str:
         return self._decode(ids, skip_special_tokens=False)
