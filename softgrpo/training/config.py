@@ -7,7 +7,7 @@ and ``min_p`` are those of the thinking steps; the answer has its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from trl import GRPOConfig
 
@@ -197,6 +197,12 @@ class SofTGRPOConfig(GRPOConfig):
             raise ValueError(
                 "train_batch_tokens: DeepSpeed counts backward passes: use FSDP2 or DDP"
             )
+        checkpointing: Any = self.gradient_checkpointing_kwargs or {}
+        is_reentrant = self.gradient_checkpointing and checkpointing.get("use_reentrant")
+        if is_reentrant and self.ddp_find_unused_parameters is None:
+            # DDP would look for them in a graph that does not show what is inside the checkpoints.
+            # transformers knows that, but not of LoRA.
+            self.ddp_find_unused_parameters = False
         thinking = self.thinking
         self.top_k, self.top_p = thinking.top_k, thinking.top_p  # type: ignore[assignment]
         self.density = check_density(thinking.policy, self.density)  # type: ignore[arg-type]

@@ -8,13 +8,15 @@ What differs from GRPOTrainer, and nothing else is overridden:
  5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
  7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same;
- 8. a micro-batch with more tokens than the budget goes through the model in several passes.
+ 8. a micro-batch with more tokens than the budget goes through the model in several passes;
+ 9. an input embedding that gets no gradient is frozen.
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -39,11 +41,14 @@ from softgrpo.rollout.vllm_remote import VLLMServerEngine
 from softgrpo.thinking import SoftTrace
 from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
+from softgrpo.training.freezing import freeze_input_embedding
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
+
+_logger = logging.getLogger(__name__)
 
 _TRACE_PREFIX = "trace_"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -456,6 +461,19 @@ class SofTGRPOTrainer(GRPOTrainer):
             loss = super().compute_loss(model, batch, *args, **kwargs)
         is_mean = self.loss_type in _MEANS_OVER_SEQUENCES
         return loss * len(rows) / len(inputs["prompt_ids"]) if is_mean else loss
+
+    # 9. Parameters without a gradient
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, and not earlier: PEFT makes adapters trainable again whenever it switches them.
+        if self.args.policy != "discrete":
+            frozen = sum(p.numel() for p in freeze_input_embedding(causal_lm(self.model)))
+            if frozen and self.is_world_process_zero():
+                _logger.warning(
+                    "%s parameters of the input embedding are frozen: the inputs of a soft thought "
+                    "are looked up without gradient, and the output head does not share them",
+                    f"{frozen:,}",
+                )
+        return super()._prepare_for_training(*args, **kwargs)
 
 
 class _EpochSampler(RepeatSampler):

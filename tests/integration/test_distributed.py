@@ -7,9 +7,11 @@ with the replay forward.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from softgrpo.replay import add_replay
 from softgrpo.thinking import Objective
@@ -26,39 +28,65 @@ from tests.helpers import (
     train_config,
 )
 
-# name -> settings. Eight sequences of two prompts a step, whoever computes them.
-CASES = {
+# name -> settings. Eight sequences of two prompts a step, whoever computes them. Ours among the
+# settings: "model", "lora" (the modules with adapters), "accumulate" (micro-batches an update).
+CASES: dict[str, dict[str, Any]] = {
     "soft": {},  # the defaults: the authors' density
     "kl": {"density": "concrete", "loss_type": "grpo", "beta": 0.1, "num_iterations": 2},
     "discrete": {"policy": "discrete", "top_k": None},
     "budget": {"reduction": "sum", "max_think_tokens": 3},
     "passes": {"loss_type": "grpo", "train_batch_tokens": 20},
 }
+_CHECKPOINTED = {"model": "untied", "gradient_checkpointing": True}
+_REENTRANT = _CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+_LORA = {"lora": ["q_proj", "v_proj"]}
+# The embedding is no output head: it has no gradient for DDP to wait for.
+UNTIED: dict[str, dict[str, Any]] = {
+    "plain": {"model": "untied"},
+    "kl": {"model": "untied", "beta": 0.1, "num_iterations": 2},
+    "checkpointed": _CHECKPOINTED,
+    "reentrant": _REENTRANT,
+    "checkpointed, kl, accumulated": _CHECKPOINTED | {"beta": 0.1, "accumulate": 2},
+    "reentrant, kl, accumulated": _REENTRANT | {"beta": 0.1, "accumulate": 2},
+    "checkpointed, passes": _CHECKPOINTED | {"loss_type": "grpo", "train_batch_tokens": 20},
+    "lora, checkpointed": _LORA | _CHECKPOINTED,
+    "lora, reentrant": _LORA | _REENTRANT,
+    "lora, checkpointed, kl, accumulated": _LORA | _CHECKPOINTED | {"beta": 0.1, "accumulate": 2},
+    "lora on the embedding, kl": {"model": "untied", "beta": 0.1,
+                                  "lora": ["q_proj", "embed_tokens"]},
+    "discrete, checkpointed": _CHECKPOINTED | {"policy": "discrete", "top_k": None},
+}  # fmt: skip
+CASES |= {f"untied: {name}": settings for name, settings in UNTIED.items()}
 _COMMON = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 2,
-           "lr_scheduler_type": "constant"}  # fmt: skip
+           "lr_scheduler_type": "constant", "ddp_timeout": 30}  # fmt: skip
 TRAIN = """
 import json, sys, torch
 from pathlib import Path
-from tests.helpers import make_trainer, parameters, train_config
+from tests.integration.test_distributed import train
 torch.set_num_threads(1)
 cases, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 for name, settings in cases.items():
-    args = train_config(folder / name, per_device_train_batch_size=4, ddp_timeout=30, **settings)
-    trainer = make_trainer("tied", args)
-    assert trainer.accelerator.num_processes == 2
-    trainer.train()
-    if trainer.accelerator.is_main_process:
-        logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        torch.save({"loss": torch.tensor(logs)} | parameters(model), folder / f"{name}.pt")
+    result = train(folder / name, settings, num_processes=2)
+    torch.save(result, folder / f"{name}.pt")
 """
 
 
-def _one_process(folder, settings):
-    trainer = make_trainer("tied", train_config(folder, **settings))
+def train(folder, settings, num_processes=1):
+    """Losses and parameters after the updates, in one of the processes that share the batch."""
+    settings = dict(settings)
+    model, lora = settings.pop("model", "tied"), settings.pop("lora", None)
+    parts = settings.pop("accumulate", 1)
+    args = train_config(
+        folder, per_device_train_batch_size=8 // num_processes // parts,
+        gradient_accumulation_steps=parts, **settings,
+    )  # fmt: skip
+    adapters = None if lora is None else LoraConfig(r=4, target_modules=lora, lora_dropout=0.0)
+    trainer = make_trainer(model, args, peft_config=adapters)
+    assert trainer.accelerator.num_processes == num_processes
     trainer.train()
     logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    return {"loss": torch.tensor(logs)} | parameters(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {"loss": torch.tensor(logs)} | parameters(model)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +94,16 @@ def two_processes(tmp_path_factory):
     """One launch for all cases: starting two processes costs more than training in them."""
     folder = tmp_path_factory.mktemp("ddp")
     cases = {name: settings | _COMMON for name, settings in CASES.items()}
-    run_processes(TRAIN, json.dumps(cases), str(folder), processes=2, timeout=150)
+    run_processes(TRAIN, json.dumps(cases), str(folder), processes=2, timeout=300)
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ddp_processes_are_one_process(name, two_processes, tmp_path):
     """Two updates: losses, and parameters that moved by the same gradients."""
-    wanted = _one_process(tmp_path, CASES[name] | _COMMON)
-    before = parameters(tiny_model())
-    assert max((wanted[n] - p).abs().max() for n, p in before.items()) > 1e-3
+    wanted = train(tmp_path / "one", CASES[name] | _COMMON)
+    still = train(tmp_path / "still", CASES[name] | _COMMON | {"learning_rate": 0.0})
+    assert max((wanted[n] - still[n]).abs().max() for n in wanted) > 1e-3
     assert_same(torch.load(two_processes / f"{name}.pt"), wanted, 1e-4)
 
 
@@ -103,7 +131,7 @@ def test_a_marker_forced_in_one_process_only_is_no_different(tmp_path):
             break
     else:
         pytest.fail("no seed below 40 forces a marker in the second process alone")
-    wanted = _one_process(tmp_path / "one", settings)
+    wanted = train(tmp_path / "one", settings)
     cases = json.dumps({"one_sided": settings})
     run_processes(TRAIN, cases, str(tmp_path), processes=2, timeout=60)
     assert_same(torch.load(tmp_path / "one_sided.pt"), wanted, 1e-4)

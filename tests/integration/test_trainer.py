@@ -92,6 +92,21 @@ def test_lora_trains_the_adapter_alone_against_the_base_model(beta, tmp_path):
         assert abs(kl[0]) < 1e-6 and kl[-1] > 1e-6
 
 
+@pytest.mark.parametrize("policy", ["gumbel", "discrete"])
+def test_an_embedding_without_a_gradient_is_frozen_and_that_is_said_once(policy, tmp_path, caplog):
+    trainer = make_trainer("untied", train_config(tmp_path, policy=policy, weight_decay=0.1))
+    before = parameters(trainer.model)["model.embed_tokens.weight"]
+    trainer.train()
+    trainer.train()
+    weight = trainer.model.model.embed_tokens.weight
+    is_frozen = policy != "discrete"
+    assert weight.requires_grad is not is_frozen
+    assert torch.equal(weight, before) is is_frozen
+    assert (weight in trainer.optimizer.state) is not is_frozen
+    said = f"{weight.numel():,} parameters of the input embedding are frozen"
+    assert caplog.text.count(said) == int(is_frozen)
+
+
 @pytest.mark.parametrize("rollout_dtype", ["model", "bfloat16"])
 def test_bf16_trains_float32_weights(rollout_dtype, tmp_path):
     args = train_config(tmp_path, max_steps=2, bf16=True, rollout_dtype=rollout_dtype)
@@ -129,16 +144,18 @@ def test_completions_are_a_table_and_curves_go_to_tensorboard(tmp_path, monkeypa
     assert list(Path(tmp_path).glob("**/events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2])
-def test_resuming_in_the_middle_of_a_generation_is_the_uninterrupted_run(num_iterations, tmp_path):
+@pytest.mark.parametrize(("model", "num_iterations"), [("tied", 1), ("tied", 2), ("untied", 1)])
+def test_resuming_in_the_middle_of_a_generation_is_the_uninterrupted_run(
+    model, num_iterations, tmp_path
+):
     """Four batches a generation, stopped after two: the other two come back with their traces."""
     common = {
         "per_device_train_batch_size": 4, "steps_per_generation": 4, "save_strategy": "steps",
         "save_steps": 2, "max_steps": 10, "num_iterations": num_iterations, "max_think_tokens": 5,
     }  # fmt: skip
-    whole = make_trainer("tied", train_config(tmp_path / "whole", **common))
+    whole = make_trainer(model, train_config(tmp_path / "whole", **common))
     whole.train()
-    resumed = make_trainer(tiny_model(seed=5), train_config(tmp_path / "resumed", **common))
+    resumed = make_trainer(tiny_model(model, seed=5), train_config(tmp_path / "resumed", **common))
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert_same(parameters(resumed.model), parameters(whole.model), 0)
 

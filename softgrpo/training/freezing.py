@@ -1,0 +1,34 @@
+"""Parameters that a soft thought gives no gradient.
+
+Its inputs are looked up without gradient (see replay.embeddings), so the input embedding learns as
+the output head alone. Where it is not the head it would only be carried along: DDP waits for its
+gradient for ever, and an optimizer may keep two moments of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def freeze_input_embedding(model: Any) -> list[nn.Parameter]:
+    """Freeze the parameters of a model's input embedding that its output head does not share.
+
+    Those of an adapter on the embedding, and of a copy of it that PEFT trains, are among them.
+
+    Args:
+        model: A transformers causal LM, with or without adapters in it.
+
+    Returns:
+        The parameters that needed a gradient until now.
+    """
+    shared = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    frozen = [
+        parameter
+        for parameter in model.get_input_embeddings().parameters()
+        if parameter.requires_grad and id(parameter) not in shared
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
