@@ -5,6 +5,7 @@ A batch here is TRL's: a dict of tensors with one row a sequence, and scalars th
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,51 +28,69 @@ def prompts_together(batches: list[Batch]) -> list[Batch]:
     return dealt
 
 
-def plan_passes(batch: Batch, max_tokens: int, shares_prompts: bool) -> list[list[int]]:
+def row_sizes(batch: Batch) -> Tensor:
+    """[B, 3] int64: which of the batch's prompts a row has, tokens of prompt and of completion."""
+    numbers: dict[tuple[int, ...], int] = {}
+    prompts = [numbers.setdefault(tuple(row), len(numbers)) for row in batch["prompt_ids"].tolist()]
+    tokens = batch["prompt_mask"].sum(1)
+    return torch.stack([tokens.new_tensor(prompts), tokens, batch["completion_mask"].sum(1)], dim=1)
+
+
+def plan_passes(sizes: Tensor, max_tokens: int, shares_prompts: bool) -> list[list[list[int]]]:
     """The rows of each pass through the model, so that none has more than max_tokens.
 
     A sequence that is longer has a pass of its own. Where prompts are shared a pass has the tokens
-    of its distinct prompts and of its completions; else those of its padded rows.
+    of its distinct prompts and of its completions; else those of its padded rows. A pass has as
+    many rows in every process, for they meet in each: FSDP gathers shards, and TRL gathers metrics
+    of every row.
+
+    Args:
+        sizes: [P, B, 3] int64, ``row_sizes`` of every process.
+        max_tokens: The budget.
+        shares_prompts: Whether a pass computes its prompts once.
+
+    Returns:
+        For each process its passes.
     """
-    numbers: dict[tuple[int, ...], int] = {}
-    prompts = [numbers.setdefault(tuple(row), len(numbers)) for row in batch["prompt_ids"].tolist()]
-    prompt_lengths = batch["prompt_mask"].sum(1).tolist()
-    lengths = batch["completion_mask"].sum(1).tolist()
-    order = list(range(len(prompts)))
+    count = sizes.shape[1]
+    processes = [[(i, *row) for i, row in enumerate(rows)] for rows in sizes.tolist()]
     if not shares_prompts:  # sequences of one length pad each other least
-        order.sort(key=lambda row: prompt_lengths[row] + lengths[row])
+        for rows in processes:
+            rows.sort(key=lambda row: row[2] + row[3])
 
-    def num_tokens(rows: list[int]) -> int:
-        if shares_prompts:
-            distinct = {prompts[row]: prompt_lengths[row] for row in rows}
-            return sum(distinct.values()) + sum(lengths[row] for row in rows)
-        widest = max(prompt_lengths[row] for row in rows) + max(lengths[row] for row in rows)
-        return len(rows) * widest
+    def fit(start: int, end: int) -> bool:
+        parts = (rows[start:end] for rows in processes)
+        return all(_num_tokens(part, shares_prompts) <= max_tokens for part in parts)
 
-    passes: list[list[int]] = [[]]
-    for row in order:
-        if passes[-1] and num_tokens([*passes[-1], row]) > max_tokens:
-            passes.append([])
-        passes[-1].append(row)
-    return passes
+    bounds = [0]
+    while bounds[-1] < count:
+        start, end = bounds[-1], bounds[-1] + 1
+        while end < count and fit(start, end + 1):
+            end += 1
+        bounds.append(end)
+    return [
+        [[row[0] for row in rows[start:end]] for start, end in pairwise(bounds)]
+        for rows in processes
+    ]
 
 
-def in_passes(passes: list[list[int]], count: int) -> list[list[int]]:
-    """The same rows in at least ``count`` passes: the largest are halved."""
-    passes = list(passes)
-    while len(passes) < count:
-        largest = max(passes, key=len)
-        place, middle = passes.index(largest), len(largest) // 2
-        passes[place : place + 1] = [largest[:middle], largest[middle:]]
-    return passes
+def _num_tokens(rows: list[tuple[int, int, int, int]], shares_prompts: bool) -> int:
+    if shares_prompts:
+        prompts = {prompt: length for _, prompt, length, _ in rows}
+        return sum(prompts.values()) + sum(row[3] for row in rows)
+    return len(rows) * (max(row[2] for row in rows) + max(1, *(row[3] for row in rows)))
 
 
 def take(batch: Batch, rows: list[int]) -> Batch:
-    """These sequences, without the columns in which all of them are padded."""
+    """These sequences, without the columns in which all of them are padded.
+
+    A completion that is masked whole (``mask_truncated_completions``) is padding, its trace too; of
+    sequences that have no other one column is left.
+    """
     index = torch.tensor(rows, device=batch["prompt_ids"].device)
     num_rows, num_steps = batch["completion_ids"].shape
     prompt = int(batch["prompt_mask"][index].sum(1).max())
-    steps = int(batch["completion_mask"][index].sum(1).max())
+    steps = max(1, int(batch["completion_mask"][index].sum(1).max()))
     taken = dict(batch)
     for name, value in batch.items():
         if not isinstance(value, Tensor) or not value.dim() or len(value) != num_rows:
@@ -79,6 +98,8 @@ def take(batch: Batch, rows: list[int]) -> Batch:
         part = value[index]
         if name in ("prompt_ids", "prompt_mask"):
             part = part[:, part.shape[1] - prompt :]
+        elif name == "trace_lengths":
+            part = part.clamp(max=steps)
         elif part.dim() > 1 and part.shape[1] == num_steps:
             part = part[:, :steps]
         taken[name] = part

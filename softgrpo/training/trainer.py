@@ -43,7 +43,7 @@ from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.freezing import freeze_input_embedding
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
-from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
+from softgrpo.training.micro_batches import plan_passes, prompts_together, row_sizes, take
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
@@ -432,13 +432,9 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # 8. Passes within a budget of tokens
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        budget = self.args.train_batch_tokens
-        if budget is None or not self.model.training:
+        if self.args.train_batch_tokens is None or not self.model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        passes = plan_passes(inputs, budget, self._shares_prompts)
-        count = torch.tensor(len(passes), device=self.accelerator.device)
-        # Every process makes as many: they meet in each (gathered metrics, FSDP's shards).
-        passes = in_passes(passes, int(self.accelerator.gather(count).max()))
+        passes = self._passes(inputs, self.args.train_batch_tokens)
         done = torch.zeros((), device=self.accelerator.device)
         for rows in passes[:-1]:
             with self.accelerator.no_sync(model):
@@ -446,6 +442,11 @@ class SofTGRPOTrainer(GRPOTrainer):
                 self.accelerator.backward(loss)
             done += loss.detach()
         return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
+
+    def _passes(self, batch: dict[str, Any], max_tokens: int) -> list[list[int]]:
+        """The rows of this process's passes; every process must ask at the same time."""
+        sizes = self.accelerator.gather(row_sizes(batch)[None])
+        return plan_passes(sizes, max_tokens, self._shares_prompts)[self.accelerator.process_index]
 
     def _loss_of(
         self, model: Any, inputs: dict[str, Any], rows: list[int], *args: Any, **kwargs: Any

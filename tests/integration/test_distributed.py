@@ -107,34 +107,54 @@ def test_two_ddp_processes_are_one_process(name, two_processes, tmp_path):
     assert_same(torch.load(two_processes / f"{name}.pt"), wanted, 1e-4)
 
 
-# With these settings a marker is forced on some sequence of the second half alone.
-ONE_SIDED = {"max_think_tokens": 3, "think_end": [*"abcdefgh", "</t>"], "max_steps": 1,
-             "reduction": "sum"}  # fmt: skip
+# With some seed something happens to sequences of the second half alone: whether a process takes
+# part in an exchange must not depend on what it drew.
+ONE_SIDED: dict[str, dict[str, Any]] = {
+    "a marker is forced": {"max_think_tokens": 3, "think_end": [*"abcdefgh", "</t>"],
+                           "reduction": "sum", "max_steps": 1},
+    "all are truncated": {"mask_truncated_completions": True, "max_completion_length": 4},
+}  # fmt: skip
+ONE_SIDED["all are truncated, untied"] = ONE_SIDED["all are truncated"] | _CHECKPOINTED
+ONE_SIDED["all are truncated, passes"] = ONE_SIDED["all are truncated, untied"] | {
+    "loss_type": "grpo",
+    "train_batch_tokens": 8,
+}
 
 
-def _forced_by_half(folder, settings):
-    trainer = make_trainer("tied", train_config(folder, **settings))
+def _is_one_sided(name, folder, settings):
+    """Whether in the first rollout it happens in the second half alone."""
+    model = settings.get("model", "tied")
+    settings = {k: v for k, v in settings.items() if k != "model"} | {"max_steps": 1}
+    trainer = make_trainer(model, train_config(folder, **settings))
     seen = []
     original = trainer.engine.generate
     trainer.engine.generate = lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
     trainer.train()
-    forced = [bool(r.trace.is_forced.any()) for r in seen[0]]
-    return any(forced[:4]), any(forced[4:])
+    if name == "a marker is forced":
+        forced = [bool(r.trace.is_forced.any()) for r in seen[0]]
+        return not any(forced[:4]) and any(forced[4:])
+    truncated = [r.token_ids[-1] not in trainer.eos_token_ids for r in seen[0]]
+    return not all(truncated[:4]) and all(truncated[4:])
 
 
-def test_a_marker_forced_in_one_process_only_is_no_different(tmp_path):
-    """Both processes must take part in every exchange, whatever each of them drew."""
-    settings = _COMMON | ONE_SIDED
-    for seed in range(40):
-        settings = settings | {"seed": seed}
-        if _forced_by_half(tmp_path / "look", settings) == (False, True):
-            break
-    else:
-        pytest.fail("no seed below 40 forces a marker in the second process alone")
-    wanted = train(tmp_path / "one", settings)
-    cases = json.dumps({"one_sided": settings})
-    run_processes(TRAIN, cases, str(tmp_path), processes=2, timeout=60)
-    assert_same(torch.load(tmp_path / "one_sided.pt"), wanted, 1e-4)
+@pytest.fixture(scope="module")
+def one_sided(tmp_path_factory):
+    """One launch for all cases: the settings of each, with a seed that is one-sided."""
+    folder = tmp_path_factory.mktemp("one-sided")
+    cases = {}
+    for name, settings in ONE_SIDED.items():
+        seeds = (_COMMON | settings | {"seed": seed} for seed in range(60))
+        cases[name] = next((s for s in seeds if _is_one_sided(name, folder / "look", s)), None)
+    assert all(cases.values()), "no seed below 60 is one-sided"
+    run_processes(TRAIN, json.dumps(cases), str(folder), processes=2, timeout=120)
+    return folder, cases
+
+
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_what_one_process_alone_drew_is_no_different(name, one_sided, tmp_path):
+    folder, cases = one_sided
+    wanted = train(tmp_path, cases[name])
+    assert_same(torch.load(folder / f"{name}.pt"), wanted, 1e-4)
 
 
 SHARDED = [

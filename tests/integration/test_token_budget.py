@@ -26,6 +26,7 @@ SETTINGS = {
     "marker forced": {"max_think_tokens": 3},
     "discrete": {"policy": "discrete", "top_k": None},
 }
+LOSSES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo")
 
 
 def _trainer(folder, attention="sdpa", **settings):
@@ -65,6 +66,27 @@ def test_the_gradient_is_that_of_the_whole(setting, share_prompts, tmp_path):
         assert sum(rows for rows, _ in shapes) == 8 and len(shapes) > 1
         assert_same(parts, whole, 1e-5)
     assert whole["model.embed_tokens.weight"].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("limit", [20, 2], ids=["some truncated", "all truncated"])
+def test_passes_may_have_no_completion_at_all(limit, loss_type, share_prompts, tmp_path):
+    """TRL masks truncated completions whole; of a sequence its prompt remains."""
+    settings = SETTINGS[loss_type] | {"beta": 0.05, "num_iterations": 2, "seed": 6}
+    trainer = _trainer(
+        tmp_path, share_prompts=share_prompts, mask_truncated_completions=True,
+        max_completion_length=limit, **settings,
+    )  # fmt: skip
+    inputs = _inputs(trainer)
+    is_masked = inputs["completion_mask"].sum(1) == 0
+    assert is_masked.any() and bool(is_masked.all()) == (limit == 2)
+    whole, _ = _step(trainer, inputs, None)
+    for budget in (1, 4, 25):
+        parts, shapes = _step(trainer, inputs, budget)
+        assert sum(rows for rows, _ in shapes) == 8 and (len(shapes) > 1 or budget == 25)
+        assert_same(parts, whole, 1e-5)
+    assert (whole["model.embed_tokens.weight"].abs().max() > 1e-4) == (limit == 20)
 
 
 def test_only_a_sequence_over_the_budget_is_checkpointed(tmp_path):

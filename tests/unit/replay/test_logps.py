@@ -71,12 +71,13 @@ def test_columns_that_a_token_does_not_use_may_hold_anything():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_batch_with_nothing_to_score_still_has_a_graph(count):
-    model = tiny_model()
+    model = tiny_model("bias")
     hidden = torch.randn(count, 32, requires_grad=True)
     empty = [x[:count] for x in _steps()]
-    replayed = replay_steps(hidden, OutputHead.of(model), *empty, Objective())
+    head = OutputHead.of(model)
+    replayed = replay_steps(hidden, head, *empty, Objective())
     (replayed.logps.sum() * 0).backward()
-    assert hidden.grad is not None
+    assert all(x.grad is not None for x in (hidden, head.weight, head.bias))
 
 
 def test_discrete_at_two_temperatures_is_refused_by_name():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
+from softgrpo.training.micro_batches import plan_passes, prompts_together, row_sizes, take
 
 PROMPTS = [[3, 4, 5], [6], [3, 4, 5], [7, 8], [6], [7, 8]]
 LENGTHS = [2, 5, 1, 3, 4, 2]
@@ -28,10 +28,15 @@ def _batch(prompts=PROMPTS, lengths=LENGTHS, width=6):
     }
 
 
+def _plan(batch, max_tokens, shares_prompts):
+    (passes,) = plan_passes(row_sizes(batch)[None], max_tokens, shares_prompts)
+    return passes
+
+
 @pytest.mark.parametrize("shares_prompts", [True, False])
 @pytest.mark.parametrize("budget", [1, 8, 12, 17, 1000])
 def test_every_sequence_has_one_pass_and_passes_keep_to_the_budget(budget, shares_prompts):
-    passes = plan_passes(_batch(), budget, shares_prompts)
+    passes = _plan(_batch(), budget, shares_prompts)
     assert sorted(row for rows in passes for row in rows) == list(range(6))
     for rows in passes:
         if shares_prompts:
@@ -45,21 +50,34 @@ def test_every_sequence_has_one_pass_and_passes_keep_to_the_budget(budget, share
 
 def test_a_shared_prompt_is_counted_once():
     batch = _batch([[3, 4, 5, 6]] * 3, [2, 2, 2])
-    assert plan_passes(batch, 10, shares_prompts=True) == [[0, 1, 2]]
-    assert plan_passes(batch, 10, shares_prompts=False) == [[0], [1], [2]]
+    assert _plan(batch, 10, shares_prompts=True) == [[0, 1, 2]]
+    assert _plan(batch, 10, shares_prompts=False) == [[0], [1], [2]]
 
 
 def test_without_sharing_the_like_lengths_go_together():
     batch = _batch([[3]] * 4, [6, 1, 6, 1])
-    assert plan_passes(batch, 14, shares_prompts=False) == [[1, 3], [0, 2]]
+    assert _plan(batch, 14, shares_prompts=False) == [[1, 3], [0, 2]]
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 6])
-def test_more_passes_are_made_by_halving(count):
-    passes = in_passes([[0, 1, 2, 3], [4], [5]], count)
-    assert len(passes) == max(count, 3)
-    assert sorted(row for rows in passes for row in rows) == list(range(6))
-    assert all(passes)
+@pytest.mark.parametrize("shares_prompts", [True, False])
+@pytest.mark.parametrize("budget", [1, 8, 12, 17, 1000])
+def test_processes_have_as_many_rows_in_a_pass_and_all_keep_to_the_budget(budget, shares_prompts):
+    batches = [_batch(), _batch([[3]] * 6, [1] * 6), _batch([[3, 4, 5]] * 6, [6, 0, 6, 0, 3, 3])]
+    sizes = torch.stack([row_sizes(batch) for batch in batches])
+    plans = plan_passes(sizes, budget, shares_prompts)
+    counts = [[len(rows) for rows in passes] for passes in plans]
+    assert counts[0] == counts[1] == counts[2]
+    for batch, passes in zip(batches, plans, strict=True):
+        assert sorted(row for rows in passes for row in rows) == list(range(6))
+        for rows in passes:
+            part = take(batch, rows)
+            padded = part["prompt_ids"].numel() + part["completion_ids"].numel()
+            distinct = {tuple(row) for row in part["prompt_ids"].tolist()}
+            packed = sum(token > 0 for row in distinct for token in row)
+            packed += int(part["completion_mask"].sum())
+            assert (packed if shares_prompts else padded) <= budget or len(rows) == 1
+    if budget == 1000:
+        assert counts[0] == [6]
 
 
 def test_a_part_keeps_its_rows_and_drops_columns_of_padding():
@@ -72,6 +90,21 @@ def test_a_part_keeps_its_rows_and_drops_columns_of_padding():
     assert part["advantages"].tolist() == [1, 4]
     assert part["num_items_in_batch"] == sum(LENGTHS)
     assert part["old_per_token_logps"] is None
+
+
+def test_a_masked_completion_is_padding_and_one_column_is_left():
+    batch = _batch()
+    batch["trace_lengths"] = torch.tensor(LENGTHS)
+    batch["completion_mask"][[0, 1]] = 0
+    for rows, steps, lengths in ([0, 1], 1, [1, 1]), ([1, 2, 5], 2, [2, 1, 2]):
+        part = take(batch, rows)
+        assert part["completion_mask"].shape == part["completion_ids"].shape == (len(rows), steps)
+        assert part["completion_mask"].sum(1).tolist() == [
+            0 if row in (0, 1) else LENGTHS[row] for row in rows
+        ]
+        assert part["trace_scores"].shape == (len(rows), steps, 3)
+        assert part["trace_lengths"].tolist() == lengths
+    assert batch["trace_lengths"].tolist() == LENGTHS
 
 
 def test_samples_of_a_prompt_meet_and_every_row_stays_whole():
