@@ -49,9 +49,10 @@ class SofTGRPOConfig(GRPOConfig):
         rollout_batch_size: Sequences decoded together.
         rollout_batch_tokens: Positions of the rollout's key-value cache; see TransformersEngine's
             ``max_batch_tokens``. None: as many as rollout_batch_size sequences take.
-        train_batch_tokens: Most tokens of a pass through the model in training: a micro-batch with
-            more is passed in parts, with the same gradient. A sequence that is longer has a pass of
-            its own, the only kind to which ``gradient_checkpointing`` then applies. None: no limit.
+        train_batch_tokens: Most tokens of a pass through the policy or the reference, rollouts
+            aside: a batch with more is passed in parts, with the same gradient. A sequence that is
+            longer has a pass of its own, the only kind to which ``gradient_checkpointing`` then
+            applies. None: no limit.
         share_prompts: Lay each micro-batch out without padding and compute what its prompts have in
             common once (the same numbers, fewer tokens). It needs sdpa or eager attention and
             full-attention layers; null: where the model attends by sdpa and allows it.
@@ -155,8 +156,8 @@ class SofTGRPOConfig(GRPOConfig):
     train_batch_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens of a training pass; a micro-batch with more is passed in parts, "
-            "and only longer sequences are checkpointed."
+            "help": "Most tokens of a pass through the policy or the reference, rollouts aside; a "
+            "batch with more is passed in parts, and only longer sequences are checkpointed."
         },
     )
     share_prompts: bool | None = field(

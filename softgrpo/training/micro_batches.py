@@ -5,13 +5,33 @@ A batch here is TRL's: a dict of tensors with one row a sequence, and scalars th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from softgrpo.thinking import SoftTrace, ThinkingConfig
+
 Batch = dict[str, Any]
+_TRACE_PREFIX = "trace_"
+
+
+def trace_columns(trace: SoftTrace) -> Batch:
+    """A trace's tensors as entries of a batch, which TRL shuffles and splits like any other."""
+    return {f"{_TRACE_PREFIX}{name}": value for name, value in trace.tensors().items()}
+
+
+def trace_of(batch: Batch, config: ThinkingConfig) -> SoftTrace:
+    """The trace that a batch carries: the inverse of ``trace_columns``."""
+    tensors = {
+        name.removeprefix(_TRACE_PREFIX): value
+        for name, value in batch.items()
+        if name.startswith(_TRACE_PREFIX)
+    }
+    return SoftTrace(**tensors, settings=config.replay_settings())
 
 
 def prompts_together(batches: list[Batch]) -> list[Batch]:
@@ -98,9 +118,22 @@ def take(batch: Batch, rows: list[int]) -> Batch:
         part = value[index]
         if name in ("prompt_ids", "prompt_mask"):
             part = part[:, part.shape[1] - prompt :]
-        elif name == "trace_lengths":
+        elif name == f"{_TRACE_PREFIX}lengths":
             part = part.clamp(max=steps)
         elif part.dim() > 1 and part.shape[1] == num_steps:
             part = part[:, :steps]
         taken[name] = part
     return taken
+
+
+def put_back(parts: Sequence[Tensor], passes: list[list[int]], num_steps: int) -> Tensor:
+    """[B, num_steps]: what the passes found, in the batch's order and padded with 0 again.
+
+    Args:
+        parts: [rows, steps] of each pass.
+        passes: The rows of each.
+        num_steps: Steps of the batch.
+    """
+    found = torch.cat([F.pad(part, (0, num_steps - part.shape[1])) for part in parts])
+    order = torch.tensor([row for rows in passes for row in rows], device=found.device)
+    return found[order.argsort()]

@@ -43,14 +43,21 @@ from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.freezing import freeze_input_embedding
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
-from softgrpo.training.micro_batches import plan_passes, prompts_together, row_sizes, take
+from softgrpo.training.micro_batches import (
+    plan_passes,
+    prompts_together,
+    put_back,
+    row_sizes,
+    take,
+    trace_columns,
+    trace_of,
+)
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
 _logger = logging.getLogger(__name__)
 
-_TRACE_PREFIX = "trace_"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -242,7 +249,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         assert self._trace is not None
         trace = self._trace.pad(output["completion_ids"].shape[1])
         self._trace = None
-        output |= {f"{_TRACE_PREFIX}{name}": value for name, value in trace.tensors().items()}
+        output |= trace_columns(trace)
         # 4. Forced tokens were nobody's choice: TRL's tool mask leaves them out of the loss.
         # Whether to depends on the config, not on this process's sequences: all gather, or none.
         thinking = self.args.thinking
@@ -258,12 +265,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        tensors = {
-            name.removeprefix(_TRACE_PREFIX): value
-            for name, value in inputs.items()
-            if name.startswith(_TRACE_PREFIX)
-        }
-        self._trace = SoftTrace(**tensors, settings=self.args.thinking.replay_settings())
+        self._trace = trace_of(inputs, self.args.thinking)
         on_policy = "old_per_token_logps" not in inputs
         self._gap_reference = inputs["sampling_per_token_logps"] if on_policy else None
         try:
@@ -284,21 +286,35 @@ class SofTGRPOTrainer(GRPOTrainer):
         **multimodal: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert self._trace is not None
-        size = batch_size or len(input_ids)
-        logps, entropies = [], []
-        for i, trace in enumerate(self._trace.pad(logits_to_keep).split(size)):
-            rows = slice(i * size, (i + 1) * size)
-            with self.accelerator.autocast():
-                replayed = model(
-                    input_ids=input_ids[rows], attention_mask=attention_mask[rows], trace=trace
-                )
-            logps.append(replayed["logps"])
-            entropies.append(replayed["entropies"])
-        per_token_logps = torch.cat(logps)
+        trace, budget = self._trace.pad(logits_to_keep), self.args.train_batch_tokens
+        if budget is None or torch.is_grad_enabled():  # compute_loss has planned the latter
+            size = batch_size or len(input_ids)
+            parts = zip(
+                input_ids.split(size), attention_mask.split(size), trace.split(size), strict=True
+            )
+            logps, entropies = map(
+                torch.cat, zip(*(self._replay(model, *part) for part in parts), strict=True)
+            )
+        else:
+            batch = trace_columns(trace) | {
+                "prompt_ids": input_ids[:, :-logits_to_keep],
+                "prompt_mask": attention_mask[:, :-logits_to_keep],
+                "completion_ids": input_ids[:, -logits_to_keep:],
+                "completion_mask": attention_mask[:, -logits_to_keep:],
+            }
+            logps, entropies = self._replay_in_passes(model, batch, budget)
         if self._gap_reference is not None:
             mask = attention_mask[:, -logits_to_keep:].bool()
-            self._log_gap(per_token_logps.detach(), self._gap_reference, mask)
-        return per_token_logps, torch.cat(entropies) if compute_entropy else None, None
+            self._log_gap(logps.detach(), self._gap_reference, mask)
+        return logps, entropies if compute_entropy else None, None
+
+    def _replay(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, trace: SoftTrace
+    ) -> tuple[Tensor, Tensor]:
+        """Log-densities and entropies [B, T] of one pass, in nats; 0 where nothing is scored."""
+        with self.accelerator.autocast():
+            replayed = model(input_ids=input_ids, attention_mask=attention_mask, trace=trace)
+        return replayed["logps"], replayed["entropies"]
 
     # Metrics of our own
     def _log_thinking(self, rollouts: list[Rollout], mode: str) -> None:
@@ -442,6 +458,21 @@ class SofTGRPOTrainer(GRPOTrainer):
                 self.accelerator.backward(loss)
             done += loss.detach()
         return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
+
+    def _replay_in_passes(
+        self, model: Any, batch: dict[str, Any], max_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """As ``_replay`` of the whole batch, for whoever needs no gradient."""
+        passes, replayed = self._passes(batch, max_tokens), []
+        for part in (take(batch, rows) for rows in passes):
+            input_ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+            attention_mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+            replayed.append(
+                self._replay(model, input_ids, attention_mask, trace_of(part, self.args.thinking))
+            )
+        logps, entropies = zip(*replayed, strict=True)
+        num_steps = batch["completion_ids"].shape[1]
+        return put_back(logps, passes, num_steps), put_back(entropies, passes, num_steps)
 
     def _passes(self, batch: dict[str, Any], max_tokens: int) -> list[list[int]]:
         """The rows of this process's passes; every process must ask at the same time."""

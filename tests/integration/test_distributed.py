@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "discrete": {"policy": "discrete", "top_k": None},
     "budget": {"reduction": "sum", "max_think_tokens": 3},
     "passes": {"loss_type": "grpo", "train_batch_tokens": 20},
+    "passes, kl": {"train_batch_tokens": 16, "beta": 0.1, "num_iterations": 2},
 }
 _CHECKPOINTED = {"model": "untied", "gradient_checkpointing": True}
 _REENTRANT = _CHECKPOINTED | {"gradient_checkpointing_kwargs": {"use_reentrant": True}}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 
+from softgrpo.replay.packing import pack
 from tests.helpers import (
     TRAIN_PROMPTS,
     assert_same,
@@ -144,9 +146,50 @@ def test_the_rollouts_budget_reaches_the_engine(tmp_path):
         small.train()
 
 
-def test_evaluation_has_no_budget(tmp_path):
-    trainer = _trainer(tmp_path, train_batch_tokens=1)
-    inputs = _inputs(trainer)
-    trainer.model.eval()
-    with torch.no_grad():
-        assert torch.isfinite(trainer.compute_loss(trainer.model, inputs))
+def _count_tokens(model, counts):
+    """Keep the tokens of every forward of a model that replays: of its one row, or its padded rows.
+
+    That of a single sequence, which may be over the budget, is not kept.
+    """
+
+    def look(module, _, kwargs):
+        ids, mask, trace = (kwargs.get(name) for name in ("input_ids", "attention_mask", "trace"))
+        if trace is None:  # generation
+            return
+        if len(ids) > 1:
+            counts.append((len(pack(ids, mask, trace.num_steps).source), ids.numel()))
+
+    return model.register_forward_pre_hook(look, with_kwargs=True)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_every_pass_through_a_model_keeps_to_the_budget(share_prompts, tmp_path):
+    """The old policy's, the reference's, the trained ones and evaluation's: the same numbers."""
+    settings = {
+        "share_prompts": share_prompts, "num_iterations": 2, "beta": 0.05, "learning_rate": 0.0,
+        "mask_truncated_completions": True, "per_device_eval_batch_size": 8, "seed": 6,
+        "num_generations_eval": 4, "max_completion_length": 12, "eval_strategy": "steps",
+        "eval_steps": 1,
+    }  # fmt: skip
+    found = {}
+    for budget in (None, 14, 24):
+        trainer = make_trainer(
+            tiny_model(attention="sdpa"),
+            train_config(tmp_path / str(budget), train_batch_tokens=budget, **settings),
+            eval_dataset=Dataset.from_dict({"prompt": TRAIN_PROMPTS[:4]}),
+        )
+        counts = {"policy": [], "reference": []}
+        _count_tokens(trainer.model, counts["policy"])
+        _count_tokens(trainer.ref_model, counts["reference"])
+        trainer.train()
+        largest = {name: max(c[not share_prompts] for c in kept) for name, kept in counts.items()}
+        inputs = _inputs(trainer)
+        assert (inputs["completion_mask"].sum(1) == 0).any()
+        found[budget] = {k: inputs[k] for k in ("old_per_token_logps", "ref_per_token_logps")}
+        (log,) = (log for log in trainer.state.log_history if "eval_loss" in log)
+        found[budget] |= {k: torch.tensor(log[k]) for k in ("eval_loss", "eval_kl", "eval_entropy")}
+        if budget is None:
+            assert min(largest.values()) > 24
+        else:
+            assert max(largest.values()) <= budget
+            assert_same(found[budget], found[None], 1e-5)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.training.micro_batches import plan_passes, prompts_together, row_sizes, take
+from softgrpo.training.micro_batches import (
+    plan_passes,
+    prompts_together,
+    put_back,
+    row_sizes,
+    take,
+)
 
 PROMPTS = [[3, 4, 5], [6], [3, 4, 5], [7, 8], [6], [7, 8]]
 LENGTHS = [2, 5, 1, 3, 4, 2]
@@ -105,6 +111,13 @@ def test_a_masked_completion_is_padding_and_one_column_is_left():
         assert part["trace_scores"].shape == (len(rows), steps, 3)
         assert part["trace_lengths"].tolist() == lengths
     assert batch["trace_lengths"].tolist() == LENGTHS
+
+
+def test_what_passes_find_comes_back_in_order():
+    batch, passes = _batch(), [[5, 1], [0], [2, 4, 3]]
+    parts = [take(batch, rows)["completion_ids"] for rows in passes]
+    mask = batch["completion_mask"]
+    assert torch.equal(put_back(parts, passes, 6) * mask, batch["completion_ids"] * mask)
 
 
 def test_samples_of_a_prompt_meet_and_every_row_stays_whole():
