@@ -6,9 +6,12 @@ and ``min_p`` are those of the thinking steps; the answer has its own.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
 
 from softgrpo.thinking.config import ThinkingConfig
@@ -51,8 +54,11 @@ class SofTGRPOConfig(GRPOConfig):
             ``max_batch_tokens``. None: as many as rollout_batch_size sequences take.
         train_batch_tokens: Most tokens of a pass through the policy or the reference, rollouts
             aside: a batch with more is passed in parts, with the same gradient. A sequence that is
-            longer has a pass of its own, the only kind to which ``gradient_checkpointing`` then
-            applies. None: no limit.
+            longer has a pass of its own. None: no limit.
+        gradient_checkpointing: ``auto`` (the default), True or False. What is set holds for every
+            pass; ``auto`` checkpoints all of them where train_batch_tokens is None, as TRL does,
+            and else those of a sequence that is longer. Afterwards a bool, which transformers and
+            TRL read; ``is_checkpointing_auto`` says whether it was ``auto``.
         share_prompts: Lay each micro-batch out without padding and compute what its prompts have in
             common once (the same numbers, fewer tokens). It needs sdpa or eager attention and
             full-attention layers; null: where the model attends by sdpa and allows it.
@@ -157,9 +163,20 @@ class SofTGRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Most tokens of a pass through the policy or the reference, rollouts aside; a "
-            "batch with more is passed in parts, and only longer sequences are checkpointed."
+            "batch with more is passed in parts."
         },
     )
+    # A text for the parser's sake, which takes a bool or text but not both.
+    gradient_checkpointing: str = field(  # type: ignore[assignment]
+        default="auto",
+        metadata={
+            "help": "true, false, or auto: with train_batch_tokens only for a sequence that is "
+            "longer, else true.",
+            "nargs": "?",
+            "const": "true",
+        },
+    )
+    is_checkpointing_auto: bool = field(init=False, default=False)
     share_prompts: bool | None = field(
         default=None,
         metadata={
@@ -177,6 +194,8 @@ class SofTGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        self.is_checkpointing_auto = self.gradient_checkpointing == "auto"
+        self.gradient_checkpointing = _is_checkpointing(self.gradient_checkpointing)  # type: ignore[assignment]
         super().__post_init__()
         for name, off, why in _UNSUPPORTED:
             if getattr(self, name) != off:
@@ -238,3 +257,13 @@ class SofTGRPOConfig(GRPOConfig):
         """The log-density that is trained."""
         density: Literal["gumbel"] = self.density  # type: ignore[assignment]
         return Objective.of(self.thinking, density, self.reduction)  # type: ignore[arg-type]
+
+
+def _is_checkpointing(value: object) -> bool:
+    """What transformers and TRL are to read where a user wrote this."""
+    if value == "auto" or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str):
+        with suppress(ArgumentTypeError):
+            return string_to_bool(value)
+    raise ValueError(f"gradient_checkpointing={value!r}: must be true, false or auto")

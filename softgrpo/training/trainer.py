@@ -484,12 +484,14 @@ class SofTGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         """The part of a micro-batch's loss that comes from some of its sequences.
 
-        One sequence alone can be over the budget: gradient checkpointing is for it only.
+        One sequence alone can be over the budget: gradient checkpointing is for it only, where
+        nobody said otherwise.
         """
         batch = take(inputs, rows)
         num_tokens = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
         is_long = len(rows) == 1 and num_tokens > (self.args.train_batch_tokens or 0)
-        with nullcontext() if is_long else _without_checkpointing(causal_lm(self.model)):
+        is_spared = self.args.is_checkpointing_auto and not is_long
+        with _without_checkpointing(causal_lm(self.model)) if is_spared else nullcontext():
             loss = super().compute_loss(model, batch, *args, **kwargs)
         is_mean = self.loss_type in _MEANS_OVER_SEQUENCES
         return loss * len(rows) / len(inputs["prompt_ids"]) if is_mean else loss

@@ -91,22 +91,28 @@ def test_passes_may_have_no_completion_at_all(limit, loss_type, share_prompts, t
     assert (whole["model.embed_tokens.weight"].abs().max() > 1e-4) == (limit == 20)
 
 
-def test_only_a_sequence_over_the_budget_is_checkpointed(tmp_path):
-    trainer = _trainer(tmp_path, gradient_checkpointing=True)
+@pytest.mark.parametrize("wanted", ["auto", True, False])
+def test_what_is_set_is_checkpointed_and_by_itself_a_sequence_over_the_budget(wanted, tmp_path):
+    trainer = _trainer(tmp_path, gradient_checkpointing=wanted)
+    assert trainer.args.gradient_checkpointing is bool(wanted)
     inputs = _inputs(trainer)
-    trainer.model.gradient_checkpointing_enable()  # as train() does
+    trainer.model.gradient_checkpointing_enable()
     layer = trainer.model.model.layers[0]
     calls = []
     original = layer._gradient_checkpointing_func
     layer._gradient_checkpointing_func = lambda *args: calls.append(1) or original(*args)
+    if not wanted:  # as train() leaves it
+        trainer.model.gradient_checkpointing_disable()
     whole, _ = _step(trainer, inputs, None)
-    assert len(calls) == 1
+    assert len(calls) == bool(wanted)
     lengths = inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)
     budget = int(lengths.max()) - 1
     calls.clear()
-    parts, _ = _step(trainer, inputs, budget)
-    assert len(calls) == int((lengths > budget).sum())
-    assert layer.gradient_checkpointing
+    parts, shapes = _step(trainer, inputs, budget)
+    num_long = int((lengths > budget).sum())
+    assert 0 < num_long < len(shapes)
+    assert len(calls) == {"auto": num_long, True: len(shapes), False: 0}[wanted]
+    assert layer.gradient_checkpointing is bool(wanted)
     assert_same(parts, whole, 1e-5)
 
 

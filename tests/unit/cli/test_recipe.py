@@ -42,6 +42,30 @@ def test_resolved_values_are_a_recipe_for_the_same_run(tmp_path):
     assert training_again.to_dict() == training.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "values", "is_on", "is_auto"),
+    [
+        ([], {}, True, True),
+        ([], {"gradient_checkpointing": True}, True, False),
+        ([], {"gradient_checkpointing": False}, False, False),
+        ([], {"gradient_checkpointing": "auto"}, True, True),
+        (["--gradient_checkpointing", "auto"], {"gradient_checkpointing": False}, True, True),
+        (["--gradient_checkpointing", "false"], {}, False, False),
+        (["--gradient-checkpointing", "yes"], {}, True, False),
+        (["--gradient_checkpointing"], {"gradient_checkpointing": False}, True, False),
+    ],
+)
+def test_checkpointing_is_on_off_or_auto_and_then_a_bool(
+    arguments, values, is_on, is_auto, tmp_path
+):
+    _, training, resolved = _read(tmp_path, arguments, **values)
+    again = _read(tmp_path, **resolved)[1]
+    for config in (training, again):
+        assert config.gradient_checkpointing is is_on
+        assert config.is_checkpointing_auto is is_auto
+        assert config.to_dict()["gradient_checkpointing"] is is_on
+
+
 def test_output_directory_has_the_name_of_the_recipe(tmp_path):
     assert _read(tmp_path)[1].output_dir == "runs/recipe"
 
@@ -68,6 +92,9 @@ def test_no_field_has_two_owners():
         ([], {"examples": ["q"]}, "examples"),
         ([], {"rewards": []}, "rewards"),
         (["--policy", "loud"], {}, "policy"),
+        (["--gradient_checkpointing", "perhaps"], {}, "gradient_checkpointing='perhaps'"),
+        ([], {"gradient_checkpointing": None}, "gradient_checkpointing=None"),
+        ([], {"gradient_checkpointing": [True]}, "gradient_checkpointing=[True]"),
     ],
 )
 def test_refused_by_name(tmp_path, arguments, values, said):
