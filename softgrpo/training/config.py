@@ -48,7 +48,9 @@ class SofTGRPOConfig(GRPOConfig):
             process; ``vllm-server``: a running ``softgrpo serve``. Both are given the weights after
             each update. Of TRL's ``vllm_*`` fields ``vllm_max_model_length``,
             ``vllm_gpu_memory_utilization`` and ``vllm_server_base_url`` are read.
-        rollout_dtype: ``model``, or a dtype in which a copy of the model makes the rollouts.
+        rollout_dtype: ``model``: the model itself makes the rollouts; a dtype: a copy in it;
+            ``auto``: a copy in bf16 or fp16 where those are on, the weights are float32 and an
+            accelerator decodes, else the model.
         rollout_batch_size: Sequences decoded together.
         rollout_batch_tokens: Positions of the rollout's key-value cache; see TransformersEngine's
             ``max_batch_tokens``. None: as many as rollout_batch_size sequences take.
@@ -146,10 +148,11 @@ class SofTGRPOConfig(GRPOConfig):
         },
     )
     rollout_dtype: str = field(
-        default="model",
+        default="auto",
         metadata={
-            "help": "dtype of the model copy that makes rollouts; model: no copy.",
-            "choices": ["model", "float32", "bfloat16", "float16"],
+            "help": "dtype of the model copy that makes rollouts; model: no copy; auto: a copy "
+            "where an accelerator would cast float32 weights at every step.",
+            "choices": ["auto", "model", "float32", "bfloat16", "float16"],
         },
     )
     rollout_batch_size: int = field(

@@ -52,13 +52,12 @@ from softgrpo.training.micro_batches import (
     trace_columns,
     trace_of,
 )
+from softgrpo.training.precision import rollout_dtype
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
 _logger = logging.getLogger(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # Losses whose normaliser is the number of sequences in a micro-batch (or holds it as a factor).
@@ -150,7 +149,7 @@ class SofTGRPOTrainer(GRPOTrainer):
             return TransformersEngine(
                 policy,
                 self._tokenizer,
-                dtype=self._rollout_dtype(),
+                dtype=self._rollout_dtype(policy),
                 max_batch_size=args.rollout_batch_size,
                 max_batch_tokens=args.rollout_batch_tokens,
                 eos_token_ids=self.eos_token_ids,
@@ -170,10 +169,9 @@ class SofTGRPOTrainer(GRPOTrainer):
             )
         from softgrpo.rollout.vllm_engine import VLLMEngine
 
-        dtype = policy.dtype if args.rollout_dtype == "model" else _DTYPES[args.rollout_dtype]
         return VLLMEngine(
             policy.name_or_path,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(self._rollout_dtype(policy) or policy.dtype).removeprefix("torch."),
             max_model_len=args.vllm_max_model_length,
             max_num_seqs=args.rollout_batch_size,
             eos_token_ids=self.eos_token_ids,
@@ -181,15 +179,16 @@ class SofTGRPOTrainer(GRPOTrainer):
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,  # a CPU's memory too
         )
 
-    def _rollout_dtype(self) -> torch.dtype | None:
-        """None lets the model itself generate.
-
-        Under FSDP2 a copy does, in one piece on every process: sequences end at different steps,
-        and a process that decodes on alone would wait for the others' shards for ever.
-        """
-        if self.is_fsdp_enabled and self.args.rollout_dtype == "model":
-            return self.model.dtype
-        return _DTYPES.get(self.args.rollout_dtype)
+    def _rollout_dtype(self, policy: Any) -> torch.dtype | None:
+        """None lets the model itself generate."""
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return rollout_dtype(
+            self.args.rollout_dtype,
+            policy.dtype,
+            autocast.get(self.accelerator.mixed_precision),
+            self.accelerator.device,
+            self.is_fsdp_enabled,
+        )
 
     # 1. Rollouts
     def _generate_single_turn(

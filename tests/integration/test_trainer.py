@@ -107,10 +107,11 @@ def test_an_embedding_without_a_gradient_is_frozen_and_that_is_said_once(policy,
     assert caplog.text.count(said) == int(is_frozen)
 
 
-@pytest.mark.parametrize("rollout_dtype", ["model", "bfloat16"])
+@pytest.mark.parametrize("rollout_dtype", ["auto", "model", "bfloat16"])
 def test_bf16_trains_float32_weights(rollout_dtype, tmp_path):
     args = train_config(tmp_path, max_steps=2, bf16=True, rollout_dtype=rollout_dtype)
     trainer = make_trainer("untied", args)
+    assert (trainer.engine.model is trainer.model) == (rollout_dtype != "bfloat16")
     before = parameters(trainer.model)
     trainer.train()
     after = parameters(trainer.model)
