@@ -150,6 +150,7 @@ class SofTGRPOTrainer(GRPOTrainer):
                 policy,
                 self._tokenizer,
                 dtype=self._rollout_dtype(policy),
+                device=self.accelerator.device,  # FSDP2's model is still on the CPU
                 max_batch_size=args.rollout_batch_size,
                 max_batch_tokens=args.rollout_batch_tokens,
                 eos_token_ids=self.eos_token_ids,
