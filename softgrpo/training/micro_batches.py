@@ -94,6 +94,12 @@ def plan_passes(sizes: Tensor, max_tokens: int, shares_prompts: bool) -> list[li
     ]
 
 
+def num_tokens(batch: Batch, rows: list[int], shares_prompts: bool) -> int:
+    """Tokens of a pass through the model, as ``plan_passes`` counts them."""
+    sizes = row_sizes(batch).tolist()
+    return _num_tokens([(row, *sizes[row]) for row in rows], shares_prompts)
+
+
 def _num_tokens(rows: list[tuple[int, int, int, int]], shares_prompts: bool) -> int:
     if shares_prompts:
         prompts = {prompt: length for _, prompt, length, _ in rows}

@@ -9,7 +9,8 @@ What differs from GRPOTrainer, and nothing else is overridden:
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
  7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same;
  8. a micro-batch with more tokens than the budget goes through the model in several passes;
- 9. an input embedding that gets no gradient is frozen.
+ 9. an input embedding that gets no gradient is frozen;
+10. a run that will outgrow its memory says so (see memory.py).
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
 
@@ -42,8 +43,10 @@ from softgrpo.thinking import SoftTrace
 from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.freezing import freeze_input_embedding
+from softgrpo.training.memory import MemoryWatch
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import (
+    num_tokens,
     plan_passes,
     prompts_together,
     put_back,
@@ -139,6 +142,8 @@ class SofTGRPOTrainer(GRPOTrainer):
             reference = causal_lm(self.accelerator.unwrap_model(self.ref_model))
             add_replay(reference, args.thinking, args.objective, self._shares_prompts)
         Markers(args.thinking.think_end, self._tokenizer)
+        self._memory = MemoryWatch(self.accelerator.device, args.train_batch_tokens)
+        self.add_callback(self._memory)
         self.engine = self._make_engine(policy)
         _check_visible(args.thinking.think_end, self._tokenizer)
         self._engine_step = -1
@@ -451,6 +456,9 @@ class SofTGRPOTrainer(GRPOTrainer):
         if self.args.train_batch_tokens is None or not self.model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
         passes = self._passes(inputs, self.args.train_batch_tokens)
+        self._memory.before_passes(
+            max(num_tokens(inputs, rows, self._shares_prompts) for rows in passes)
+        )
         done = torch.zeros((), device=self.accelerator.device)
         for rows in passes[:-1]:
             with self.accelerator.no_sync(model):
@@ -488,8 +496,8 @@ class SofTGRPOTrainer(GRPOTrainer):
         nobody said otherwise.
         """
         batch = take(inputs, rows)
-        num_tokens = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
-        is_long = len(rows) == 1 and num_tokens > (self.args.train_batch_tokens or 0)
+        length = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
+        is_long = len(rows) == 1 and length > (self.args.train_batch_tokens or 0)
         is_spared = self.args.is_checkpointing_auto and not is_long
         with _without_checkpointing(causal_lm(self.model)) if is_spared else nullcontext():
             loss = super().compute_loss(model, batch, *args, **kwargs)

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import MixtralConfig, MixtralForCausalLM, ProcessorMixin
 
+from softgrpo.training.memory import moment_bytes
 from tests.helpers import (
     TRAIN_PROMPTS,
     VOCAB_SIZE,
@@ -105,6 +106,28 @@ def test_an_embedding_without_a_gradient_is_frozen_and_that_is_said_once(policy,
     assert (weight in trainer.optimizer.state) is not is_frozen
     said = f"{weight.numel():,} parameters of the input embedding are frozen"
     assert caplog.text.count(said) == int(is_frozen)
+
+
+@pytest.mark.parametrize("budget", [None, 40])
+@pytest.mark.parametrize("limit", ["the machine's", "little"])
+def test_a_run_that_will_outgrow_its_memory_says_so_once(
+    limit, budget, tmp_path, caplog, monkeypatch
+):
+    args = train_config(tmp_path, max_steps=2, train_batch_tokens=budget)
+    trainer = make_trainer("tied", args)
+    moments = 2 * sum(p.nbytes for p in trainer.model.parameters())
+    seen = []
+
+    def allowed(device, now):
+        assert moment_bytes(trainer.optimizer.optimizer) == moments  # none is there yet
+        seen.append(now)
+        return now
+
+    if limit == "little":
+        monkeypatch.setattr("softgrpo.training.memory.allowed", allowed)
+    trainer.train()
+    assert len(seen) == (limit == "little")
+    assert caplog.text.count("memory may not suffice") == len(seen)
 
 
 @pytest.mark.parametrize("rollout_dtype", ["auto", "model", "bfloat16"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from softgrpo.training.micro_batches import (
+    num_tokens,
     plan_passes,
     prompts_together,
     put_back,
@@ -56,6 +57,8 @@ def test_every_sequence_has_one_pass_and_passes_keep_to_the_budget(budget, share
 
 def test_a_shared_prompt_is_counted_once():
     batch = _batch([[3, 4, 5, 6]] * 3, [2, 2, 2])
+    assert num_tokens(batch, [0, 2], shares_prompts=True) == 8
+    assert num_tokens(batch, [0, 2], shares_prompts=False) == 12
     assert _plan(batch, 10, shares_prompts=True) == [[0, 1, 2]]
     assert _plan(batch, 10, shares_prompts=False) == [[0], [1], [2]]
 
