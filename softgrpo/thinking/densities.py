@@ -23,7 +23,16 @@ Reduction = Literal["masked_mean", "sum"]
 LOG_PROB_THRESHOLD = -3.0  # [1] Gumbel: columns that count have log p above this
 PROB_THRESHOLD = 0.05  # the same for the Dirichlet and Gaussian noises
 SCORE_RANGE = (-5.0, 3.0)  # the authors clamp a Gamma log-density to this
-_EDGE = 1e-5  # above the rounding of float32 logits, below a step of training
+
+
+def clamp_edge(dtype: torch.dtype) -> float:
+    """How far rounding may move d = g' - log p, for logits that were computed in a dtype.
+
+    In bfloat16 .25. Measured with a model of 135M parameters: replays of the same 4,700 columns
+    under autocast and in float32 differ by .03 in the root mean square and by .22 at the most. In
+    float32 1e-5, far below a step of training.
+    """
+    return max(1e-5, 32 * torch.finfo(dtype).eps)
 
 
 def log_density(
@@ -37,6 +46,7 @@ def log_density(
     prob_floor: float = 1e-6,
     alpha: float = 1.0,
     sigma: float = 0.05,
+    edge: float = clamp_edge(torch.float32),
 ) -> Tensor:
     """The log-density that a name and a reduction stand for.
 
@@ -50,6 +60,7 @@ def log_density(
         reduction: ``masked_mean`` (the authors' code) or ``sum`` (the density on the support). It
             means nothing to ``concrete``, ``argmax`` and ``none``.
         noise_clamp, prob_floor, alpha, sigma: See ThinkingConfig.
+        edge: See ``gumbel_masked_mean``; ``clamp_edge`` of the dtype the logits were computed in.
 
     Returns:
         [N], nats.
@@ -61,7 +72,7 @@ def log_density(
         raise ValueError(f"reduction={reduction!r}: choose masked_mean or sum")
     match density, reduction:
         case "gumbel", "masked_mean":
-            return gumbel_masked_mean(logits, scores, noise_clamp, prob_floor)
+            return gumbel_masked_mean(logits, scores, noise_clamp, prob_floor, edge)
         case "gumbel", _:
             return gumbel_sum(logits, scores, support)
         case "concrete", _:
@@ -86,6 +97,7 @@ def gumbel_masked_mean(
     scores: Tensor,
     noise_clamp: tuple[float, float] | None = (-1.5, 3.0),
     prob_floor: float = 1e-6,
+    edge: float = clamp_edge(torch.float32),
 ) -> Tensor:
     """The authors' objective: a clamped, masked mean of Gumbel log-densities, the default.
 
@@ -95,7 +107,7 @@ def gumbel_masked_mean(
     mean over [1]. Where no column passes -3 the authors divide by zero [9]; here all K count.
 
     A draw that was clamped lies on the very edge of the clamp here, where rounding would decide
-    whether it has a gradient: within _EDGE of the range it has one, as it has on the edge. Without
+    whether it has a gradient: within ``edge`` of the range it has one, as it has on it. Without
     noise_clamp nothing bounds the terms of columns outside the support.
     """
     probs = torch.softmax(logits, dim=-1) + prob_floor
@@ -103,7 +115,7 @@ def gumbel_masked_mean(
     d = scores.to(logits.dtype) - log_probs
     if noise_clamp is not None:
         low, high = noise_clamp
-        has_gradient = (d > low - _EDGE) & (d < high + _EDGE)
+        has_gradient = (d > low - edge) & (d < high + edge)
         d = torch.where(has_gradient, d, d.detach())
         d = d + (d.clamp(low, high) - d).detach()
     return _masked_mean(-d - torch.exp(-d), log_probs > LOG_PROB_THRESHOLD)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.densities import DensityName, Reduction, log_density
+from softgrpo.thinking.densities import DensityName, Reduction, clamp_edge, log_density
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,20 @@ class Objective:
             sigma=config.sigma,
         )
 
-    def log_density(self, logits: Tensor, scores: Tensor, support: Tensor) -> Tensor:
+    def log_density(
+        self,
+        logits: Tensor,
+        scores: Tensor,
+        support: Tensor,
+        edge: float = clamp_edge(torch.float32),
+    ) -> Tensor:
         """Log-densities [N] (nats) of recorded scores; see densities.log_density.
 
         Args:
             logits: [N, K] float, the recorded columns' logits / temperature, with gradient.
             scores: [N, K].
             support: [N, K] bool.
+            edge: ``clamp_edge`` of the dtype the logits were computed in.
         """
         return log_density(
             logits,
@@ -75,4 +83,5 @@ class Objective:
             prob_floor=self.prob_floor,
             alpha=self.alpha,
             sigma=self.sigma,
+            edge=edge,
         )
