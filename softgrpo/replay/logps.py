@@ -140,8 +140,9 @@ def replay_rows(
         # Gathered before rows are chosen, which would copy them whole; a token's other ids are 0.
         columns = logits.gather(-1, ids.long())[soft].to(dtype)
         noise = None if embedding_noise is None else embedding_noise[soft]
+        edge = densities.clamp_edge(_computed_in(logits))
         replayed = _soft_steps(
-            columns, ids[soft], scores[soft], support[soft], objective, noise, embed
+            columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
         )
         logps = logps.index_copy(0, soft, replayed.logps)
     if len(tokens):
@@ -177,8 +178,7 @@ def replay_steps(
         Both carry a gradient.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    # Rooted in hidden, so that a micro-batch with nothing to score still has a graph.
-    logps = hidden.new_zeros(len(hidden), dtype=dtype) + hidden.sum() * 0
+    logps = hidden.new_zeros(len(hidden), dtype=dtype)
     entropies = torch.zeros_like(logps)
     soft, tokens = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
     parts = [(tokens, _tokens(hidden[tokens], head, ids[tokens, 0], objective))]
@@ -186,8 +186,9 @@ def replay_steps(
         # Also where no step is soft: a sharded embedding is called as often in every process.
         columns = head.logits_at(hidden[soft], ids[soft])
         noise = None if embedding_noise is None else embedding_noise[soft]
+        edge = densities.clamp_edge(_computed_in(hidden))
         replayed = _soft_steps(
-            columns, ids[soft], scores[soft], support[soft], objective, noise, embed
+            columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
         )
         parts.append((soft, replayed))
     for rows, part in parts:
@@ -206,6 +207,7 @@ def _soft_steps(
     scores: Tensor,
     support: Tensor,
     objective: Objective,
+    edge: float,
     embedding_noise: Tensor | None,
     embed: Callable[[Tensor], Tensor] | None,
 ) -> Replayed:
@@ -226,5 +228,12 @@ def _soft_steps(
             objective.reduction,
         )
     else:
-        logps = objective.log_density(logits, scores, support)
+        logps = objective.log_density(logits, scores, support, edge)
     return Replayed(logps, entropies)
+
+
+def _computed_in(values: Tensor) -> torch.dtype:
+    """The dtype of the products behind a model's output, which autocast may have widened again."""
+    device = values.device.type
+    is_cast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else values.dtype

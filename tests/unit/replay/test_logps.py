@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Categorical
 
 from softgrpo.replay import OutputHead, logps_from_logits, replay_steps
+from softgrpo.replay.logps import replay_logits
 from softgrpo.thinking import Objective, ThinkingConfig
 from tests.helpers import MODELS, POLICY_DENSITIES, VOCAB_SIZE, assert_same, gradients, tiny_model
 
@@ -91,3 +92,35 @@ def test_log_densities_of_half_precision_hidden_states_are_float32():
     hidden = torch.randn(N, 32, dtype=torch.bfloat16)
     replayed = replay_steps(hidden, OutputHead.of(model), *_steps(), Objective())
     assert replayed.logps.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("weights", "autocast", "has_gradient"),
+    [
+        (torch.float32, None, False),
+        (torch.bfloat16, None, True),
+        (torch.float32, torch.bfloat16, True),
+        (torch.float32, torch.float16, False),
+    ],
+)
+@pytest.mark.parametrize("from_hidden", [True, False])
+def test_the_edge_of_the_clamp_is_as_wide_as_the_model_rounds(
+    from_hidden, weights, autocast, has_gradient
+):
+    """Draws .1 beyond the clamp: rounding, if the model computes in bfloat16."""
+    model = tiny_model(dtype=weights)
+    head, hidden = OutputHead.of(model), torch.randn(N, 32, dtype=weights)
+    ids, _, support, _ = _steps()
+    everywhere, is_soft = torch.ones_like(support), torch.ones(N, dtype=torch.bool)
+    with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        logits = head.logits(hidden).float().gather(1, ids)
+        columns = head.logits_at(hidden, ids) if from_hidden else logits
+        scores = (torch.log_softmax(columns, -1) + 3.1).detach().requires_grad_()
+        steps = ids, scores, everywhere, is_soft, Objective(prob_floor=0.0)
+        if from_hidden:
+            found = replay_steps(hidden, head, *steps).logps
+        else:
+            found = replay_logits(head.logits(hidden), *steps)
+    found.sum().backward()
+    counts = torch.log_softmax(columns, -1) > -2.9
+    assert ((scores.grad != 0) == has_gradient)[counts].all()
