@@ -41,6 +41,7 @@ from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
+from softgrpo.training.precision import keep_results
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
@@ -131,6 +132,11 @@ class SofTGRPOTrainer(GRPOTrainer):
         self.engine = self._make_engine(policy)
         _check_visible(args.thinking.think_end, self._tokenizer)
         self._engine_step = -1
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # Before any model is sharded: the reference is as soon as it is made.
+        keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def _make_engine(self, policy: Any) -> TransformersEngine | VLLMEngine | VLLMServerEngine:
         args = self.args
