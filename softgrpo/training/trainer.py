@@ -104,6 +104,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         self._trace: SoftTrace | None = None
         self._gap_reference: Tensor | None = None
         self._num_eval_sequences = 0
+        self._train_sampler: _EpochSampler | None = None
         self.on_rollout: Callable[[int, Rollout], object] | None = None
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         if self._is_vlm:
@@ -348,22 +349,30 @@ class SofTGRPOTrainer(GRPOTrainer):
         with safe_open(str(path), framework="pt") as file:
             self._step = json.loads(file.metadata()["step"])
         batches: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(path, device=str(self.accelerator.device)).items():
+        for key, value in load_file(path).items():
             index, name = key.split(".", 1)
-            batches.setdefault(int(index), {})[name] = value
+            batches.setdefault(int(index), {})[name] = value.to(self.accelerator.device)
         self._buffered_inputs = [batches[i] for i in sorted(batches)] or None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
         if not sampler.shuffle:
             return sampler
-        return _EpochSampler(
+        self._train_sampler = _EpochSampler(
             sampler.data_source,
             mini_repeat_count=sampler.mini_repeat_count,
             batch_size=sampler.batch_size,
             repeat_count=sampler.repeat_count,
             seed=sampler.seed,
         )
+        return self._train_sampler
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # In a resumed epoch of several processes the sampler lies deeper, inside what skips and
+        # what shares the batches, than Trainer and accelerate look for it.
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _unused_rollouts(self) -> list[dict[str, Tensor]]:
         """The buffered rollouts, where optimizer steps are still to be made from them."""
@@ -468,7 +477,7 @@ class _EpochSampler(RepeatSampler):
     """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate and by Trainer as an epoch begins."""
+        """Called as an epoch begins."""
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 
