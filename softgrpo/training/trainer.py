@@ -15,6 +15,7 @@ Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are T
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,11 +42,12 @@ from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
-from softgrpo.training.precision import keep_results
+from softgrpo.training.rounding import keep_results, lost_updates
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
+_logger = logging.getLogger(__name__)
 _TRACE_PREFIX = "trace_"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -133,6 +135,11 @@ class SofTGRPOTrainer(GRPOTrainer):
         self.engine = self._make_engine(policy)
         _check_visible(args.thinking.think_end, self._tokenizer)
         self._engine_step = -1
+        lost = lost_updates(self.model.parameters(), args.learning_rate)
+        # FSDP2 makes float32 masters of what it is to train in another precision.
+        has_masters = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        if lost and not has_masters and self.is_world_process_zero():
+            _logger.warning(lost)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

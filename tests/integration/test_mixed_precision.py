@@ -26,7 +26,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from softgrpo.replay import add_replay, forward
 from softgrpo.thinking import Objective, SoftTrace
-from softgrpo.training.precision import keep_results
+from softgrpo.training.rounding import keep_results
 from tests.helpers import thinking, tiny_model
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
