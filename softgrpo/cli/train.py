@@ -55,7 +55,7 @@ def _run(
         changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
         _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
     try:
-        with trainer.accelerator.autocast():  # as the trainer's own rollouts are
+        with trainer.rollout_precision():
             before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
         trainer.accelerator.wait_for_everyone()
         _train(trainer, directory, _checkpoint(directory) if resume else None)
@@ -65,7 +65,7 @@ def _run(
         trainer.save_model(str(directory.model))
         trainer.engine.sync()  # in every process: shards are gathered
         if is_main:
-            with trainer.accelerator.autocast():
+            with trainer.rollout_precision():
                 after = evaluate_all(trainer.engine, plan, directory, "after")
             report(directory, before, after, cost(started, trainer.state.num_input_tokens_seen))
         trainer.accelerator.wait_for_everyone()
@@ -118,12 +118,13 @@ def _make_trainer(plan: Plan, directory: RunDirectory, interrupt: Interrupt) -> 
 
         def generate() -> list[Any]:
             trainer.engine.sync()
-            return trainer.engine.generate(
-                plan.shown_ids,
-                args.thinking,
-                max_new_tokens=int(args.max_completion_length or 0),
-                seed=args.seed,
-            )
+            with trainer.rollout_precision():
+                return trainer.engine.generate(
+                    plan.shown_ids,
+                    args.thinking,
+                    max_new_tokens=int(args.max_completion_length or 0),
+                    seed=args.seed,
+                )
 
         keeper = SampleKeeper(
             directory.samples, config.sample_steps, generate, plan.shown, plan.judge

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +193,15 @@ class SofTGRPOTrainer(GRPOTrainer):
             return self.model.dtype
         return _DTYPES.get(self.args.rollout_dtype)
 
+    def rollout_precision(self) -> AbstractContextManager[Any]:
+        """In which the engine is to generate: the trainer's autocast, but a copy has its own dtype.
+
+        accelerate puts autocast on the forward of what it prepares. With LoRA that is PEFT's model,
+        and the engine calls the one inside.
+        """
+        is_policy = getattr(self.engine, "model", None) is causal_lm(self.model)
+        return self.accelerator.autocast() if is_policy else nullcontext()
+
     # 1. Rollouts
     def _generate_single_turn(
         self,
@@ -225,6 +234,7 @@ class SofTGRPOTrainer(GRPOTrainer):
             ),
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.rollout_precision(),
         ):
             rollouts = self.engine.generate(
                 prompt_ids,
