@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
     recipe = {
         "model": save_tiny_model(folder / "tiny"), "task": str(folder / "data.jsonl"),
         "chat": False, "rewards": ["format"], "num_train_problems": 8, "num_eval_problems": 3,
-        "eval_samples": 2, "num_samples_kept": 0, "output_dir": str(folder / "whole"),
+        "eval_samples": 2, "sample_steps": 1, "output_dir": str(folder / "whole"),
         "use_cpu": True, "bf16": False, "think_end": ["</t>"], "max_completion_length": 8,
         "per_device_train_batch_size": 4, "num_generations": 4, "max_steps": 4, "save_steps": 4,
         "logging_steps": 1, "tau": 0.7, "seed": 3, "ddp_timeout": 30,
@@ -65,6 +65,7 @@ def runs(tmp_path_factory):
 def test_a_run_ends_where_only_together_the_processes_can_gather_its_weights(runs):
     summary = json.loads((runs / "whole" / "evaluation" / "summary.json").read_text())
     assert summary["after"]["soft"]["num_problems"] == 3
+    assert not (runs / "whole" / "samples").exists()  # one process alone would make them
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):
