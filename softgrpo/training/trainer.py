@@ -7,7 +7,8 @@ What differs from GRPOTrainer, and nothing else is overridden:
  4. tokens nobody drew (a forced end of thinking) are left out of the loss;
  5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
- 7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same;
+ 7. sequences of an update are dealt out anew where the loss is the same: long ones first, as in all
+    processes, and samples of a prompt into one micro-batch, where they share it;
  8. a micro-batch with more tokens than the budget goes through the model in several passes.
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
@@ -41,7 +42,7 @@ from softgrpo.thinking import SoftTrace
 from softgrpo.thinking.phases import Markers
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
-from softgrpo.training.micro_batches import in_passes, plan_passes, prompts_together, take
+from softgrpo.training.micro_batches import deal_out, in_passes, plan_passes, sharing_pays, take
 from softgrpo.training.rounding import keep_results, lost_updates
 
 if TYPE_CHECKING:
@@ -423,19 +424,21 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "the weights are those of the step before"
             )
 
-    # 7. Micro-batches that share prompts
+    # 7. Micro-batches of like lengths that share prompts
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         is_new = self.model.training and (
             self._step % self._generate_every == 0 or self._buffered_inputs is None
         )
         inputs = super()._prepare_inputs(generation_batch)
-        if not (is_new and self._shares_prompts and self._is_sum_over_sequences):
+        if not (is_new and self._is_sum_over_sequences):
             return inputs
         batches, window = self._buffered_inputs, self._batches_an_update
+        is_alone = self.accelerator.num_processes == 1
+        keeps_prompts = self._shares_prompts and (is_alone or sharing_pays(batches))
         self._buffered_inputs = [
             batch
             for start in range(0, len(batches), window)
-            for batch in prompts_together(batches[start : start + window])
+            for batch in deal_out(batches[start : start + window], keeps_prompts)
         ]
         return self._buffered_inputs[self._step % len(batches)]
 
