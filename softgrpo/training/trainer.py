@@ -305,6 +305,8 @@ class SofTGRPOTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert self._trace is not None
         size = batch_size or len(input_ids)
+        if not torch.is_grad_enabled():  # an evaluation's batch may be much larger
+            size = min(size, self.args.per_device_train_batch_size)
         logps, entropies = [], []
         for i, trace in enumerate(self._trace.pad(logits_to_keep).split(size)):
             rows = slice(i * size, (i + 1) * size)
