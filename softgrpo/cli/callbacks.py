@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import reduce
 from transformers import TrainerCallback
 
 from softgrpo.evaluation import to_record
@@ -101,14 +103,16 @@ class SampleKeeper(TrainerCallback):
 class Interrupt(TrainerCallback):
     """Ctrl-C and SIGTERM: finish the step and save; the second time, or out of training, stop.
 
-    A context manager: inside it the two signals are its own.
+    A context manager: inside it the two signals are its own. A signal may come to one process
+    alone, or to two on both sides of a step's end; where one has to stop, all do.
 
     Attributes:
-        requested: Whether it was asked for.
+        requested: Whether training was stopped by it; the same in every process.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._is_asked = False
         self._is_training = False
         self._handlers: dict[int, Any] = {}
 
@@ -122,15 +126,17 @@ class Interrupt(TrainerCallback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if not self._is_training or self.requested:
+        if not self._is_training or self._is_asked:
             raise KeyboardInterrupt
-        self.requested = True
+        self._is_asked = True
         print("\nfinishing this step, then saving; once more stops at once", flush=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._is_training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        asked = torch.tensor(float(self._is_asked), device=args.device)
+        self.requested = bool(reduce(asked, reduction="sum") > 0)
         if self.requested:
             control.should_log = control.should_save = control.should_training_stop = True
 

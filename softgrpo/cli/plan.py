@@ -115,7 +115,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     eval_ids = tokenize(held_out["prompt"][:]) if held_out else []
     context = getattr(text_config, "max_position_embeddings", None)
     _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
-    count = config.num_samples_kept
+    count = num_shown(config, args.world_size)
     return Plan(
         config=config,
         args=args,
@@ -133,6 +133,13 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         lora=lora,
         notes=notes,
     )
+
+
+def num_shown(config: RunConfig, num_processes: int) -> int:
+    """How many completions are kept; where nobody said, none for which other processes wait."""
+    if config.num_samples_kept is None:
+        return 4 if num_processes == 1 else 0
+    return config.num_samples_kept
 
 
 def give_pad_token(tokenizer: Any) -> list[str]:

@@ -59,7 +59,9 @@ class RunConfig:
     )
 
     sample_steps: int = _help("Keep a few completions and their traces every so many steps.", 10)
-    num_samples_kept: int = _help("How many.", 4)
+    num_samples_kept: int | None = _help(
+        "How many; none: 4, but 0 in several processes, of which one makes them and all wait."
+    )
 
     def __post_init__(self) -> None:
         for name in ("model", "task"):
@@ -84,8 +86,9 @@ class RunConfig:
             ("sample_steps", 1),
             ("num_samples_kept", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be >= {least}")
         if not self.rewards:
             raise ValueError("rewards=[]: at least one is needed, such as numeric")
 

@@ -55,7 +55,7 @@ def _run(
         changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
         _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
     try:
-        with trainer.accelerator.autocast():  # as the trainer's own rollouts are
+        with trainer.rollout_precision():
             before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
         trainer.accelerator.wait_for_everyone()
         _train(trainer, directory, _checkpoint(directory) if resume else None)
@@ -63,9 +63,9 @@ def _run(
             _say([f"saved after step {trainer.state.global_step}; go on with: {again}"])
             return 130
         trainer.save_model(str(directory.model))
+        trainer.engine.sync()  # in every process: shards are gathered
         if is_main:
-            trainer.engine.sync()
-            with trainer.accelerator.autocast():
+            with trainer.rollout_precision():
                 after = evaluate_all(trainer.engine, plan, directory, "after")
             report(directory, before, after, cost(started, trainer.state.num_input_tokens_seen))
         trainer.accelerator.wait_for_everyone()
@@ -103,13 +103,13 @@ def _make_trainer(plan: Plan, directory: RunDirectory, interrupt: Interrupt) -> 
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(interrupt)
-    if not trainer.is_world_process_zero():
-        return trainer
     if trainer.is_fsdp_enabled and (plan.problems or plan.shown):
         raise ValueError(
             "num_eval_problems, num_samples_kept: with FSDP both must be 0, as they generate in "
             "one process; eval_strategy: steps evaluates in all of them"
         )
+    if not trainer.is_world_process_zero():
+        return trainer
     progress = TrainingProgress(int(args.generation_batch_size or 0) // args.world_size)
     trainer.on_rollout = progress.on_rollout
     trainer.add_callback(progress)
@@ -118,12 +118,13 @@ def _make_trainer(plan: Plan, directory: RunDirectory, interrupt: Interrupt) -> 
 
         def generate() -> list[Any]:
             trainer.engine.sync()
-            return trainer.engine.generate(
-                plan.shown_ids,
-                args.thinking,
-                max_new_tokens=int(args.max_completion_length or 0),
-                seed=args.seed,
-            )
+            with trainer.rollout_precision():
+                return trainer.engine.generate(
+                    plan.shown_ids,
+                    args.thinking,
+                    max_new_tokens=int(args.max_completion_length or 0),
+                    seed=args.seed,
+                )
 
         keeper = SampleKeeper(
             directory.samples, config.sample_steps, generate, plan.shown, plan.judge
@@ -141,8 +142,9 @@ def _train(trainer: SofTGRPOTrainer, directory: RunDirectory, checkpoint: Path |
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
             return
-    for path in directory.path.glob("evaluation/after-*.jsonl"):
-        path.unlink()
+    if trainer.is_world_process_zero():
+        for path in directory.path.glob("evaluation/after-*.jsonl"):
+            path.unlink()
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFiniteLogitsError as error:

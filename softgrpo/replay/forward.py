@@ -1,8 +1,9 @@
 """The replay inside a model's own forward: ``model(..., trace=trace)`` -> log-densities.
 
 Everything runs inside ``forward`` so that the hooks of DDP, FSDP2 and PEFT fire as they do for an
-ordinary call (TRL adds its fused head the same way). The trace travels as one opaque object, so
-that no wrapper casts its float32 scores to a training dtype.
+ordinary call (TRL adds its fused head the same way). The trace travels as one object that wrappers
+do not look into, so that none casts its float32 scores to a training dtype. Results are float32; an
+FSDP2 policy with an ``output_dtype`` rounds them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ _TENSORS = ("ids", "scores", "support", "is_soft", "lengths", "embedding_noise")
 _FORMAT = "softgrpo.trace.v1"
 
 
-@dataclass(frozen=True)
 class SoftTrace:
-    """Recorded steps of B sequences, padded to T steps.
+    """Recorded steps of B sequences, padded to T steps. Frozen.
+
+    A plain class on purpose: FSDP2 looks into dataclasses, tuples and dicts that a model is given,
+    and casts the tensors in them to its training dtype. Scores in bfloat16 are other mixtures.
 
     Attributes:
         ids: [B, T, K] int32, support token ids by falling weight; column 0 is the reported token.
@@ -44,9 +45,34 @@ class SoftTrace:
     support: Tensor
     is_soft: Tensor
     lengths: Tensor
-    embedding_noise: Tensor | None = None
-    settings: dict[str, object] = field(default_factory=dict)
-    source: dict[str, object] = field(default_factory=dict)
+    embedding_noise: Tensor | None
+    settings: dict[str, object]
+    source: dict[str, object]
+
+    def __init__(
+        self,
+        ids: Tensor,
+        scores: Tensor,
+        support: Tensor,
+        is_soft: Tensor,
+        lengths: Tensor,
+        embedding_noise: Tensor | None = None,
+        settings: dict[str, object] | None = None,
+        source: dict[str, object] | None = None,
+    ) -> None:
+        vars(self).update(
+            ids=ids,
+            scores=scores,
+            support=support,
+            is_soft=is_soft,
+            lengths=lengths,
+            embedding_noise=embedding_noise,
+            settings={} if settings is None else settings,
+            source={} if source is None else source,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a trace is frozen: {name} cannot be set")
 
     def __len__(self) -> int:
         return self.ids.shape[0]

@@ -1,4 +1,4 @@
-"""A rollout's batches dealt out for the passes through the model: by prompt, and by tokens.
+"""A rollout's batches dealt out for the passes through the model: by length, prompt and tokens.
 
 A batch here is TRL's: a dict of tensors with one row a sequence, and scalars that all share.
 """
@@ -17,6 +17,9 @@ from softgrpo.thinking import SoftTrace, ThinkingConfig
 
 Batch = dict[str, Any]
 _TRACE_PREFIX = "trace_"
+# Where completions are so many times as long as their prompts, processes that wait for one another
+# lose more by keeping prompts together than sharing these saves (simulated in its test).
+_DWARFED = 4
 
 
 def trace_columns(trace: SoftTrace) -> Batch:
@@ -34,10 +37,35 @@ def trace_of(batch: Batch, config: ThinkingConfig) -> SoftTrace:
     return SoftTrace(**tensors, settings=config.replay_settings())
 
 
-def prompts_together(batches: list[Batch]) -> list[Batch]:
-    """The sequences of some batches of one size, dealt out again in the order of prompts."""
-    prompts = [row for batch in batches for row in batch["prompt_ids"].tolist()]
-    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+def sharing_pays(batches: list[Batch]) -> bool:
+    """Whether several processes should keep the sequences of a prompt together, to compute it once.
+
+    They go through their batches in step, so each waits for the one whose sequences are longest.
+    """
+    if len(batches[0]["prompt_ids"]) == 1:
+        return False
+    prompts = sum(int(batch["prompt_mask"].sum()) for batch in batches)
+    return _DWARFED * prompts > sum(int(batch["completion_mask"].sum()) for batch in batches)
+
+
+def deal_out(batches: list[Batch], keeps_prompts: bool) -> list[Batch]:
+    """The sequences of some batches of one size, dealt out again, long ones first.
+
+    So the n-th batches of all processes are alike in length, and the first one needs the most
+    memory.
+
+    Args:
+        batches: Of one update, whose gradient must be a sum over sequences.
+        keeps_prompts: Sequences of a prompt follow one another, at the place of the longest.
+    """
+    prompts = [tuple(row) for batch in batches for row in batch["prompt_ids"].tolist()]
+    lengths = torch.cat([b["prompt_mask"].sum(1) + b["completion_mask"].sum(1) for b in batches])
+    keys = [(-length, prompt) for length, prompt in zip(lengths.tolist(), prompts, strict=True)]
+    first: dict[tuple[int, ...], Any] = {}
+    if keeps_prompts:
+        for key in sorted(keys):
+            first.setdefault(key[1], key)
+    order = sorted(range(len(keys)), key=lambda i: (first.get(prompts[i], keys[i]), keys[i]))
     parts = torch.tensor(order).chunk(len(batches))
     dealt = [dict(batch) for batch in batches]
     for name, value in batches[0].items():

@@ -7,10 +7,12 @@ What differs from GRPOTrainer, and nothing else is overridden:
  4. tokens nobody drew (a forced end of thinking) are left out of the loss;
  5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
- 7. samples of a prompt meet in one micro-batch, where they share it and the loss is the same;
+ 7. sequences of an update are dealt out anew where the loss is the same: long ones first, as in all
+    processes, and samples of a prompt into one micro-batch, where they share it;
  8. a micro-batch with more tokens than the budget goes through the model in several passes;
  9. an input embedding that gets no gradient is frozen;
-10. a run that will outgrow its memory says so (see memory.py).
+10. a run that will outgrow its memory says so (see memory.py), as does one whose weights are too
+    coarse for their updates (rounding.py).
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
 
@@ -20,7 +22,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +48,18 @@ from softgrpo.training.freezing import freeze_input_embedding
 from softgrpo.training.memory import MemoryWatch
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import (
+    deal_out,
     num_tokens,
     plan_passes,
-    prompts_together,
     put_back,
     row_sizes,
+    sharing_pays,
     take,
     trace_columns,
     trace_of,
 )
 from softgrpo.training.precision import rollout_dtype
+from softgrpo.training.rounding import keep_results, lost_updates
 
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
@@ -117,6 +121,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         self._trace: SoftTrace | None = None
         self._gap_reference: Tensor | None = None
         self._num_eval_sequences = 0
+        self._train_sampler: _EpochSampler | None = None
         self.on_rollout: Callable[[int, Rollout], object] | None = None
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
         if self._is_vlm:
@@ -147,6 +152,16 @@ class SofTGRPOTrainer(GRPOTrainer):
         self.engine = self._make_engine(policy)
         _check_visible(args.thinking.think_end, self._tokenizer)
         self._engine_step = -1
+        lost = lost_updates(self.model.parameters(), args.learning_rate)
+        # FSDP2 makes float32 masters of what it is to train in another precision.
+        has_masters = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        if lost and not has_masters and self.is_world_process_zero():
+            _logger.warning(lost)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # Before any model is sharded: the reference is as soon as it is made.
+        keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     def _make_engine(self, policy: Any) -> TransformersEngine | VLLMEngine | VLLMServerEngine:
         args = self.args
@@ -196,6 +211,15 @@ class SofTGRPOTrainer(GRPOTrainer):
             self.is_fsdp_enabled,
         )
 
+    def rollout_precision(self) -> AbstractContextManager[Any]:
+        """In which the engine is to generate: the trainer's autocast, but a copy has its own dtype.
+
+        accelerate puts autocast on the forward of what it prepares. With LoRA that is PEFT's model,
+        and the engine calls the one inside.
+        """
+        is_policy = getattr(self.engine, "model", None) is causal_lm(self.model)
+        return self.accelerator.autocast() if is_policy else nullcontext()
+
     # 1. Rollouts
     def _generate_single_turn(
         self,
@@ -228,6 +252,7 @@ class SofTGRPOTrainer(GRPOTrainer):
             ),
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.rollout_precision(),
         ):
             rollouts = self.engine.generate(
                 prompt_ids,
@@ -294,6 +319,8 @@ class SofTGRPOTrainer(GRPOTrainer):
         trace, budget = self._trace.pad(logits_to_keep), self.args.train_batch_tokens
         if budget is None or torch.is_grad_enabled():  # compute_loss has planned the latter
             size = batch_size or len(input_ids)
+            if not torch.is_grad_enabled():  # an evaluation's batch may be much larger
+                size = min(size, self.args.per_device_train_batch_size)
             parts = zip(
                 input_ids.split(size), attention_mask.split(size), trace.split(size), strict=True
             )
@@ -368,22 +395,30 @@ class SofTGRPOTrainer(GRPOTrainer):
         with safe_open(str(path), framework="pt") as file:
             self._step = json.loads(file.metadata()["step"])
         batches: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(path, device=str(self.accelerator.device)).items():
+        for key, value in load_file(path).items():
             index, name = key.split(".", 1)
-            batches.setdefault(int(index), {})[name] = value
+            batches.setdefault(int(index), {})[name] = value.to(self.accelerator.device)
         self._buffered_inputs = [batches[i] for i in sorted(batches)] or None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
         if not sampler.shuffle:
             return sampler
-        return _EpochSampler(
+        self._train_sampler = _EpochSampler(
             sampler.data_source,
             mini_repeat_count=sampler.mini_repeat_count,
             batch_size=sampler.batch_size,
             repeat_count=sampler.repeat_count,
             seed=sampler.seed,
         )
+        return self._train_sampler
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # In a resumed epoch of several processes the sampler lies deeper, inside what skips and
+        # what shares the batches, than Trainer and accelerate look for it.
+        if self._train_sampler is not None:
+            self._train_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _unused_rollouts(self) -> list[dict[str, Tensor]]:
         """The buffered rollouts, where optimizer steps are still to be made from them."""
@@ -417,19 +452,21 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "the weights are those of the step before"
             )
 
-    # 7. Micro-batches that share prompts
+    # 7. Micro-batches of like lengths that share prompts
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         is_new = self.model.training and (
             self._step % self._generate_every == 0 or self._buffered_inputs is None
         )
         inputs = super()._prepare_inputs(generation_batch)
-        if not (is_new and self._shares_prompts and self._is_sum_over_sequences):
+        if not (is_new and self._is_sum_over_sequences):
             return inputs
         batches, window = self._buffered_inputs, self._batches_an_update
+        is_alone = self.accelerator.num_processes == 1
+        keeps_prompts = self._shares_prompts and (is_alone or sharing_pays(batches))
         self._buffered_inputs = [
             batch
             for start in range(0, len(batches), window)
-            for batch in prompts_together(batches[start : start + window])
+            for batch in deal_out(batches[start : start + window], keeps_prompts)
         ]
         return self._buffered_inputs[self._step % len(batches)]
 
@@ -522,7 +559,7 @@ class _EpochSampler(RepeatSampler):
     """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate and by Trainer as an epoch begins."""
+        """Called as an epoch begins."""
         self.generator.manual_seed((self.seed or 0) + epoch)
 
 

@@ -66,6 +66,15 @@ def test_checkpointing_is_on_off_or_auto_and_then_a_bool(
         assert config.to_dict()["gradient_checkpointing"] is is_on
 
 
+def test_processes_wait_longer_than_one_may_evaluate_alone(tmp_path):
+    """Waves of 128 sequences of 32,768 tokens, at 25 ms a step."""
+    run, training, _ = _read(tmp_path)
+    sequences = run.num_eval_problems * run.eval_samples * len(run.eval_decodings)
+    seconds = sequences / training.rollout_batch_size * 32768 * 0.025
+    assert training.ddp_timeout_delta.total_seconds() > 1.5 * seconds
+    assert _read(tmp_path, ddp_timeout=30)[1].ddp_timeout_delta.total_seconds() == 30
+
+
 def test_output_directory_has_the_name_of_the_recipe(tmp_path):
     assert _read(tmp_path)[1].output_dir == "runs/recipe"
 

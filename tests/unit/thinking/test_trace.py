@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.utils import _apply_to_tensors
 
 from softgrpo.thinking import SoftTrace, ThinkingConfig, from_tokens
 from softgrpo.thinking.config import REPLAY_FIELDS
@@ -107,9 +108,20 @@ def test_a_replay_under_another_setting_is_refused_by_its_name(field):
 
 
 def test_traces_of_other_settings_do_not_mix():
-    other = replace(_trace([2]), settings=replace(CONFIG, tau=0.5).replay_settings())
+    settings = replace(CONFIG, tau=0.5).replay_settings()
+    other = SoftTrace(**_trace([2]).tensors(), settings=settings)
     with pytest.raises(ValueError, match="settings differ"):
         SoftTrace.cat([_trace([2]), other])
+
+
+def test_a_trace_is_frozen_and_none_of_the_containers_that_wrappers_look_into():
+    """torch's own search for tensors, which FSDP2 casts a forward's arguments by."""
+    trace = _trace([2], noise=True)
+    with pytest.raises(AttributeError, match="scores"):
+        trace.scores = torch.zeros(1)
+    seen = []
+    assert _apply_to_tensors(seen.append, {"trace": trace})["trace"] is trace
+    assert not seen
 
 
 def test_a_row_is_not_a_batch():

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from softgrpo.training.micro_batches import (
+    deal_out,
     num_tokens,
     plan_passes,
-    prompts_together,
     put_back,
     row_sizes,
+    sharing_pays,
     take,
 )
 
@@ -123,16 +124,91 @@ def test_what_passes_find_comes_back_in_order():
     assert torch.equal(put_back(parts, passes, 6) * mask, batch["completion_ids"] * mask)
 
 
-def test_samples_of_a_prompt_meet_and_every_row_stays_whole():
+@pytest.mark.parametrize("keeps_prompts", [True, False])
+def test_long_ones_come_first_samples_of_a_prompt_meet_and_every_row_stays_whole(keeps_prompts):
     batch = _batch()
     halves = [{k: v[i : i + 3] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
               for i in (0, 3)]  # fmt: skip
-    dealt = prompts_together(halves)
-    assert [tuple(row) for part in dealt for row in part["prompt_ids"].tolist()] == sorted(
-        tuple(row) for row in batch["prompt_ids"].tolist()
-    )
+    dealt = deal_out(halves, keeps_prompts)
+    order = [int(row) for part in dealt for row in part["advantages"]]
+    # With their prompts rows 1 and 4 have 6 and 5 tokens, 3 and 5 have 5 and 4, so have 0 and 2.
+    assert order == ([1, 4, 3, 5, 0, 2] if keeps_prompts else [1, 4, 3, 0, 5, 2])
     for part in dealt:
         for row, index in enumerate(part["advantages"].long().tolist()):
             for name, value in batch.items():
                 if torch.is_tensor(value) and value.dim():
                     assert torch.equal(part[name][row], value[index]), name
+
+
+PROCESSES, PROMPTS_EACH, GENERATIONS = 8, 8, 8
+
+
+def _rollouts(ratio, size, seed):
+    """For each process its batches: log-normal completions, ``ratio`` times as long as prompts."""
+    torch.manual_seed(seed)
+    processes = []
+    for _ in range(PROCESSES):
+        prompts = [[3 + p] * int(torch.randint(5, 16, ())) for p in range(PROMPTS_EACH)]
+        means = torch.randn(PROMPTS_EACH, 1) * 0.6  # prompts differ, and samples of a prompt more
+        scales = (means + torch.randn(PROMPTS_EACH, GENERATIONS) * 0.8 - 0.5).exp()
+        lengths = (10 * ratio * scales).long().clamp(1, 1500).flatten().tolist()
+        rows = [prompt for prompt in prompts for _ in range(GENERATIONS)]
+        whole = {
+            name: value[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+            for name, value in _batch(rows, lengths, max(lengths)).items()
+            if name in ("prompt_ids", "prompt_mask", "completion_mask")
+        }
+        parts = {name: value.split(size) for name, value in whole.items()}
+        batches = zip(*parts.values(), strict=True)
+        processes.append([dict(zip(parts, batch, strict=True)) for batch in batches])
+    return processes
+
+
+def _work(batch):
+    """Tokens of a pass in which prompts are shared."""
+    prompts = {tuple(prompt) for prompt in batch["prompt_ids"].tolist()}
+    return sum(sum(map(bool, p)) for p in prompts) + int(batch["completion_mask"].sum())
+
+
+def _together(processes):
+    """Tokens that processes compute or wait for: in each pass as many as the busiest."""
+    work = torch.tensor([[_work(batch) for batch in batches] for batches in processes])
+    return int(work.max(0).values.sum())
+
+
+def _by_prompt(batches):
+    """How they were dealt out before: in the order of prompts, whatever the lengths."""
+    rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    prompts = rows["prompt_ids"].tolist()
+    order = torch.tensor(sorted(range(len(prompts)), key=prompts.__getitem__))
+    parts = {name: value[order].chunk(len(batches)) for name, value in rows.items()}
+    return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("ratio", [0.5, 2, 16])
+def test_processes_in_step_wait_little_for_one_another(ratio, size):
+    """Simulated: tokens of eight processes, as a multiple of what the mean one has to compute.
+
+    Dealt out by prompt as before, as ``sharing_pays`` says, and the other way::
+
+        completion / prompt     0.5               2                 16
+        rows a batch       1    1.73 1.34 1.47    2.52 1.48 1.68    2.89 1.59 1.74
+                           2    1.93 1.58 1.91    2.56 1.76 1.75    2.65 1.61 1.72
+                           8    2.27 1.83 2.45    2.41 1.83 1.86    2.34 1.61 1.67
+
+    What is left is that some processes have more to compute in all.
+    """
+    before, after, other = 0.0, 0.0, 0.0
+    for seed in range(3):
+        processes = _rollouts(ratio, size, seed)
+        alone = [_by_prompt(batches) for batches in processes]
+        mean = sum(_work(batch) for batches in alone for batch in batches) / PROCESSES
+        pays = [sharing_pays(batches) for batches in processes]
+        chosen = [deal_out(x, pay) for x, pay in zip(processes, pays, strict=True)]
+        turned = [deal_out(x, not pay) for x, pay in zip(processes, pays, strict=True)]
+        before += _together(alone) / mean / 3
+        after += _together(chosen) / mean / 3
+        other += _together(turned) / mean / 3
+    assert after < 1.9 and before - after > 0.25
+    assert after < other + 0.02
