@@ -20,17 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from softgrpo.replay.kernels import without_cudnn
 from softgrpo.replay.layouts import attend_in_groups
 
 # Rows of a block on a CPU; blocks are worth their calls where they leave out this share of all.
 BLOCK, _MIN_SAVED = 16, 0.15
 _NAME = "softgrpo_grouped_sdpa"
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _BLOCKS = "softgrpo_blocks"  # attribute of a mask
 
 
@@ -108,13 +107,12 @@ def grouped_attention(model: Any) -> Iterator[None]:
     """Let a model that attends by sdpa or flash attention do so in groups while decoding.
 
     With a padding mask transformers' flash attention would copy the whole cache at every step.
-    cuDNN is left out: it builds a plan for every new number of keys, tens of milliseconds each.
     """
     config = model.config
     own = config._attn_implementation
     caps = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     is_same = own == "sdpa" or own.startswith("flash_attention") and caps is None
-    with sdpa_kernel(_KERNELS):
+    with without_cudnn():
         if not is_same:
             yield
             return

@@ -39,6 +39,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from softgrpo.replay import add_replay, check_model, check_packing
+from softgrpo.replay.kernels import without_cudnn
 from softgrpo.rollout import Rollout, TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
 from softgrpo.thinking import SoftTrace
@@ -270,7 +271,8 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._num_eval_sequences = 0
-        return super().evaluation_loop(*args, **kwargs)
+        with without_cudnn():
+            return super().evaluation_loop(*args, **kwargs)
 
     # 2. The trace rides with the batch
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -435,7 +437,8 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # 6. Not a number
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with without_cudnn():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._require_finite("loss", loss)
         return loss
 

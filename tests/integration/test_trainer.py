@@ -302,3 +302,14 @@ def test_a_marker_that_rewards_would_not_see_is_refused(tmp_path):
 def test_a_top_k_over_the_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"the vocabulary has {VOCAB_SIZE}"):
         make_trainer("tied", train_config(tmp_path, top_k=VOCAB_SIZE + 1))
+
+
+def test_attention_is_never_cudnns(tmp_path):
+    """Not in rollouts, not in training, not where a checkpointed layer attends again."""
+    args = train_config(tmp_path, gradient_checkpointing=True, beta=0.05)
+    trainer, seen = make_trainer(tiny_model("untied", attention="sdpa"), args), []
+    trainer.model.model.layers[0].register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    trainer.train()
+    assert len(seen) > 4 and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
