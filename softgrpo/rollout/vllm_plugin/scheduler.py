@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from softgrpo.rollout.vllm_plugin.wire import decode_request, default_settings
+from softgrpo.rollout.vllm_plugin.wire import decode_request
 
 
 class SoftScheduler(Scheduler):
@@ -24,7 +24,7 @@ class SoftScheduler(Scheduler):
     def add_request(self, request: Any) -> None:
         """See Scheduler.add_request."""
         if request._block_hasher is not None and request.sampling_params is not None:
-            thinking = decode_request(request.sampling_params, default_settings())
+            thinking = decode_request(request.sampling_params)
             if thinking is not None and thinking.config.policy != "discrete":
                 _salt_generated_blocks(request)
         super().add_request(request)

@@ -96,11 +96,10 @@ class Thoughts:
     Args:
         tokenizer: The model's, for end markers.
         vocab_size: V.
-        defaults: See wire.decode_request.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, defaults: dict[str, Any]) -> None:
-        self._vocab_size, self._defaults = vocab_size, defaults
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._thoughts: dict[str, Thought] = {}
         self._markers = functools.lru_cache(maxsize=64)(
             lambda think_end: Markers(think_end, tokenizer)
@@ -119,7 +118,7 @@ class Thoughts:
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""
-        request = None if request_id in self._thoughts else decode_request(params, self._defaults)
+        request = None if request_id in self._thoughts else decode_request(params)
         if request is None:
             return
         if (request.config.answer_top_k or 0) > self._vocab_size:  # vLLM's own sampling lets it be

@@ -122,19 +122,29 @@ def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, 
     return sent, answer
 
 
-def decode_request(params: Any, defaults: Mapping[str, Any]) -> ThinkingRequest | None:
-    """What a request asks of soft thinking; None when it asks for nothing.
+def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
+    """Put the settings into a request that it does not name.
+
+    It is done once, where a client's request comes in: whoever reads the request afterwards needs
+    no defaults, and what vLLM runs for itself (to warm up) stays what it is.
+
+    Args:
+        params: A SamplingParams; changed.
+        defaults: ``soft_*`` entries. Where there are none, only a request that names one thinks.
+    """
+    params.extra_args = {**defaults, **(params.extra_args or {})}
+
+
+def decode_request(params: Any) -> ThinkingRequest | None:
+    """What a complete request asks of soft thinking; None when it asks for nothing.
 
     Args:
         params: A SamplingParams.
-        defaults: ``soft_*`` entries of requests that do not name them. Where there are none, only
-            a request that names one thinks.
 
     Raises:
         ValueError: Names the entry and what would do.
     """
-    own = {k: v for k, v in (params.extra_args or {}).items() if k.startswith(PREFIX)}
-    sent = {**defaults, **own}
+    sent = {k: v for k, v in (params.extra_args or {}).items() if k.startswith(PREFIX)}
     if not sent or sent.get(f"{PREFIX}policy") == _OFF:
         return None
     for name, nothing in _UNSUPPORTED.items():

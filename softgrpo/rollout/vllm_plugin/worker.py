@@ -11,7 +11,6 @@ from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
-from softgrpo.rollout.vllm_plugin.wire import default_settings
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
@@ -29,8 +28,7 @@ class SoftWorker(Worker):
         super().load_model(*args, **kwargs)
         tokenizer = cached_tokenizer_from_config(self.model_config)
         tokenizer.clean_up_tokenization_spaces = False
-        vocab_size = self.model_config.get_vocab_size()
-        self.thoughts = Thoughts(tokenizer, vocab_size, default_settings())
+        self.thoughts = Thoughts(tokenizer, self.model_config.get_vocab_size())
         runner: Any = self.model_runner
         if self.use_v2_model_runner:
             from softgrpo.rollout.vllm_plugin import runner_v2

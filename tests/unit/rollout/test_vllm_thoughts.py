@@ -23,7 +23,7 @@ def embedding():
 
 @pytest.fixture
 def thoughts():
-    return Thoughts(word_tokenizer(), V, {})
+    return Thoughts(word_tokenizer(), V)
 
 
 def _start(thoughts, name, seed=0, **settings):

@@ -45,7 +45,7 @@ def test_settings_come_back_as_they_were_sent(policy, settings):
     request = wire.ThinkingRequest(config, seed=2**64 - 1, sequence=12, objective=objective)
     sent, answer = wire.encode_request(request)
     overhead = json.loads(json.dumps(sent))  # a server's way
-    read = wire.decode_request(_params(overhead, **answer), {})
+    read = wire.decode_request(_params(overhead, **answer))
     assert read.config.to_dict() == config.to_dict()
     assert (read.seed, read.sequence, read.objective) == (2**64 - 1, 12, objective)
 
@@ -59,14 +59,23 @@ def test_every_setting_travels():
 
 
 def test_who_asks_for_nothing_gets_nothing_and_defaults_are_defaults():
-    assert wire.decode_request(_params(), {}) is None
-    assert wire.decode_request(_params({"other": 1}), {}) is None
+    assert wire.decode_request(_params()) is None
+    assert wire.decode_request(_params({"other": 1})) is None
     defaults = {"soft_policy": "gumbel", "soft_tau": 0.3, "soft_think_end": ["####"]}
-    config = wire.decode_request(_params({"soft_tau": 0.5}, temperature=0.7), defaults).config
+
+    def read(sent=None, **values):
+        params = _params(sent, **values)
+        wire.complete_request(params, defaults)
+        once = dict(params.extra_args)
+        wire.complete_request(params, defaults)  # a request of several prompts comes by as often
+        assert params.extra_args == once
+        return wire.decode_request(params)
+
+    config = read({"soft_tau": 0.5, "other": 1}, temperature=0.7).config
     assert (config.tau, config.think_end, config.answer_temperature) == (0.5, ("####",), 0.7)
-    assert wire.decode_request(_params(), defaults).config.tau == 0.3
-    assert wire.decode_request(_params({"soft_policy": "off"}), defaults) is None
-    greedy = wire.decode_request(_params(temperature=0.0), defaults).config
+    assert read().config.tau == 0.3
+    assert read({"soft_policy": "off"}) is None
+    greedy = read(temperature=0.0).config
     assert (greedy.answer_top_k, greedy.answer_temperature) == (1, 1.0)
 
 
@@ -93,7 +102,7 @@ def test_who_asks_for_nothing_gets_nothing_and_defaults_are_defaults():
 )
 def test_a_wrong_setting_is_refused_by_name(sent, named):
     with pytest.raises(ValueError, match=named):
-        wire.decode_request(_params(sent), {})
+        wire.decode_request(_params(sent))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +110,8 @@ def test_a_wrong_setting_is_refused_by_name(sent, named):
 )
 def test_what_would_be_ignored_is_refused(asked):
     with pytest.raises(ValueError, match=next(iter(asked))):
-        wire.decode_request(_params({"soft_tau": 0.1}, **asked), {})
-    assert wire.decode_request(_params(**asked), {}) is None
+        wire.decode_request(_params({"soft_tau": 0.1}, **asked))
+    assert wire.decode_request(_params(**asked)) is None
 
 
 def test_requests_of_equal_settings_may_be_drawn_together():
