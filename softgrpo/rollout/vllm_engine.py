@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from softgrpo.replay.head import whole
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
+from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_steps, encode_request
+from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_request
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
@@ -155,7 +155,7 @@ class VLLMEngine:
             Markers(config.think_end, self.tokenizer)  # refuses what it cannot produce
         objectives = [None] * len(prompts) if objectives is None else objectives
         requests = [
-            ThinkingRequest(config, seed, first_sequence + index, objective)
+            ThinkingRequest(config, seed, first_sequence + index, objective, record="packed")
             for index, (config, objective) in enumerate(zip(configs, objectives, strict=True))
         ]
         parameters = [
@@ -192,8 +192,6 @@ class VLLMEngine:
             max_tokens=max_new_tokens,
             stop_token_ids=sorted(self.eos_token_ids),
             ignore_eos=True,  # vLLM's own idea of it; ours are the tokens above
-            logprobs=request.num_logprobs,
-            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=sent,
@@ -217,16 +215,12 @@ def in_parts(
 
 
 def read_rollout(output: Any, request: ThinkingRequest, tokenizer: Any) -> Rollout:
-    """A finished RequestOutput, whose logprobs are flat, as a rollout.
+    """A finished RequestOutput, whose record is packed, as a rollout.
 
     Raises:
         NonFiniteLogitsError: Names the step at which the logits were not finite.
+        ValueError: vLLM ended it before its time.
     """
-    completion = output.outputs[0]
-    logprobs = completion.logprobs
-    shape = len(logprobs), 1 + request.num_logprobs  # the first column repeats the reported token
-    ids = np.array(logprobs.token_ids, dtype=np.int64).reshape(shape)
-    values = np.array(logprobs.logprobs, dtype=np.float32).reshape(shape)
-    columns = torch.from_numpy(ids[:, 1:]), torch.from_numpy(values[:, 1:])
-    record = decode_steps(*columns, request, engine="vllm")
-    return record.rollout(output.prompt_token_ids, completion.finish_reason, tokenizer.decode)
+    record = unpack(output.kv_transfer_params, request, engine="vllm")
+    finish_reason = output.outputs[0].finish_reason
+    return record.rollout(output.prompt_token_ids, finish_reason, tokenizer.decode)

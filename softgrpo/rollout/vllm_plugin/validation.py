@@ -44,6 +44,8 @@ class RequestValidator(ProcessorV1, ProcessorV2):
         if sampling_params.output_kind is not RequestOutputKind.CUMULATIVE:
             complete_request(sampling_params, default_settings())
         request = decode_request(sampling_params)
+        if request is not None and request.record == "packed":
+            _check_packed(sampling_params)
         if request is not None and TOKENIZER_VARIABLE in os.environ:
             Markers(request.config.think_end, _tokenizer(os.environ[TOKENIZER_VARIABLE]))
 
@@ -58,6 +60,16 @@ class RequestValidator(ProcessorV1, ProcessorV2):
 
     def apply(self, logits: Any, *_: Any) -> Any:
         return logits
+
+
+def _check_packed(params: Any) -> None:
+    """A packed record comes with the one and only answer, which the engine itself has ended."""
+    if params.output_kind is not RequestOutputKind.FINAL_ONLY:
+        raise ValueError("stream=True: soft_record='packed' comes when the answer is whole")
+    for name, needed in {"n": 1, "stop": [], "logprobs": None}.items():
+        value = getattr(params, name)
+        if value != needed:
+            raise ValueError(f"{name}={value!r}: soft_record='packed' needs {needed!r}")
 
 
 @functools.cache
