@@ -24,7 +24,8 @@ vllm: $(VLLM_MADE)
 	$(VLLM_BIN)/python -m pytest tests/vllm
 	# The same in the GPUs' model runner, whose kernels Triton interprets here: slow, so not all of it.
 	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_BIN)/python -m pytest tests/vllm/test_replay.py \
-		-k "untied and (every_kind or preemption or plain_requests)"
+		tests/vllm/test_warmup.py \
+		-k "warmup or untied and (every_kind or preemption or plain_requests)"
 
 # lighteval's own needs contradict ours; these are enough for its metrics.
 CHECK_NEEDS := lighteval==0.13.0 sacrebleu portalocker nltk regex joblib pydantic pydantic-core \

@@ -6,11 +6,19 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from http.client import HTTPResponse
 from typing import Any
 
+from softgrpo.rollout.engine import FinishReason
 from softgrpo.rollout.transformers_engine import StreamedStep
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_response, encode_request
+from softgrpo.rollout.vllm_plugin.packed import unpack
+from softgrpo.rollout.vllm_plugin.wire import (
+    Record,
+    ThinkingRequest,
+    decode_response,
+    encode_request,
+)
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES
 
@@ -37,15 +45,24 @@ class Server:
 
     def complete(
         self, prompt: Sequence[int], request: ThinkingRequest, max_new_tokens: int, **more: Any
-    ) -> dict[str, Any]:
-        """One completion: the server's ``choices[0]``, its record in the logprobs.
+    ) -> tuple[Record, FinishReason]:
+        """One completion, whose record comes packed, and how it ended.
+
+        Args:
+            prompt: Its token ids.
+            request: What is asked for.
+            max_new_tokens: Longest completion.
+            more: More fields of the request.
 
         Raises:
-            ValueError: The server refused the request; says why.
+            ValueError: The server refused the request, or ended it before its time; says why.
         """
+        request = replace(request, record="packed")
         body = self._body(prompt, request, max_new_tokens) | more
         with self._open("/v1/completions", body) as response:
-            return json.load(response)["choices"][0]
+            answer = json.load(response)
+        record = unpack(answer.get("kv_transfer_params"), request, engine="vllm-server")
+        return record, answer["choices"][0]["finish_reason"]
 
     def stream(
         self, prompt: Sequence[int], config: ThinkingConfig, *, max_new_tokens: int, seed: int = 0
@@ -56,7 +73,11 @@ class Server:
             ValueError: The server refused the request or failed; says why.
         """
         request = ThinkingRequest(config, seed=seed)
-        body = self._body(prompt, request, max_new_tokens) | {"stream": True}
+        body = self._body(prompt, request, max_new_tokens) | {
+            "stream": True,
+            "logprobs": request.num_logprobs,
+            "return_tokens_as_token_ids": True,
+        }
         with self._open("/v1/completions", body) as response:
             for line in response:
                 event = line.decode().strip().removeprefix("data: ")
@@ -76,8 +97,6 @@ class Server:
             "model": self.model,
             "prompt": list(prompt),
             "max_tokens": max_new_tokens,
-            "logprobs": request.num_logprobs,
-            "return_tokens_as_token_ids": True,
             "vllm_xargs": sent,
             **answer,
         }

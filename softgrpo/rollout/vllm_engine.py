@@ -8,19 +8,22 @@ model's arithmetic differs, by rounding.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from softgrpo.replay.head import whole
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
+from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_steps, encode_request
+from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_request
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
+
+_WEIGHTS_AT_A_TIME = 2**28  # bytes handed to the workers in one call
 
 
 class VLLMEngine:
@@ -84,13 +87,20 @@ class VLLMEngine:
         """Take over the source's weights; nothing to do where there is none.
 
         Where the source is sharded every process must call it: the shards are gathered, one
-        parameter at a time.
+        part of the weights at a time.
         """
         if self._source is None:
             return
+        parallel = self.llm.llm_engine.vllm_config.parallel_config
+        is_sent = parallel.distributed_executor_backend != "uni"  # workers are other processes
         parameters = self._source.named_parameters()
         weights = ((name, whole(parameter.detach())) for name, parameter in parameters)
-        self.llm.collective_rpc("update_weights_in_place", args=(weights,))
+        self.llm.collective_rpc("begin_weights")
+        for part in in_parts(weights, _WEIGHTS_AT_A_TIME):
+            # Several workers share no device, and what is sent is pickled.
+            sent = [(name, weight.cpu()) for name, weight in part] if is_sent else part
+            self.llm.collective_rpc("take_weights", args=(sent,))
+        self.llm.collective_rpc("end_weights")
         self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
 
     def close(self) -> None:
@@ -145,7 +155,7 @@ class VLLMEngine:
             Markers(config.think_end, self.tokenizer)  # refuses what it cannot produce
         objectives = [None] * len(prompts) if objectives is None else objectives
         requests = [
-            ThinkingRequest(config, seed, first_sequence + index, objective)
+            ThinkingRequest(config, seed, first_sequence + index, objective, record="packed")
             for index, (config, objective) in enumerate(zip(configs, objectives, strict=True))
         ]
         parameters = [
@@ -182,25 +192,35 @@ class VLLMEngine:
             max_tokens=max_new_tokens,
             stop_token_ids=sorted(self.eos_token_ids),
             ignore_eos=True,  # vLLM's own idea of it; ours are the tokens above
-            logprobs=request.num_logprobs,
-            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=sent,
         )
 
 
+def in_parts(
+    weights: Iterable[tuple[str, Tensor]], num_bytes: int
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Weights in order, in lists of ``num_bytes`` at most; a larger one is a list of its own."""
+    part: list[tuple[str, Tensor]] = []
+    held = 0
+    for name, weight in weights:
+        if part and held + weight.nbytes > num_bytes:
+            yield part
+            part, held = [], 0
+        part.append((name, weight))
+        held += weight.nbytes
+    if part:
+        yield part
+
+
 def read_rollout(output: Any, request: ThinkingRequest, tokenizer: Any) -> Rollout:
-    """A finished RequestOutput, whose logprobs are flat, as a rollout.
+    """A finished RequestOutput, whose record is packed, as a rollout.
 
     Raises:
         NonFiniteLogitsError: Names the step at which the logits were not finite.
+        ValueError: vLLM ended it before its time.
     """
-    completion = output.outputs[0]
-    logprobs = completion.logprobs
-    shape = len(logprobs), 1 + request.num_logprobs  # the first column repeats the reported token
-    ids = np.array(logprobs.token_ids, dtype=np.int64).reshape(shape)
-    values = np.array(logprobs.logprobs, dtype=np.float32).reshape(shape)
-    columns = torch.from_numpy(ids[:, 1:]), torch.from_numpy(values[:, 1:])
-    record = decode_steps(*columns, request, engine="vllm")
-    return record.rollout(output.prompt_token_ids, completion.finish_reason, tokenizer.decode)
+    record = unpack(output.kv_transfer_params, request, engine="vllm")
+    finish_reason = output.outputs[0].finish_reason
+    return record.rollout(output.prompt_token_ids, finish_reason, tokenizer.decode)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from softgrpo.replay.head import whole
 from softgrpo.rollout.engine import Rollout, check_prompts
 from softgrpo.rollout.vllm_client import Server
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, decode_response
+from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
@@ -104,15 +104,14 @@ class VLLMServerEngine:
         def one(index: int) -> Rollout:
             prompt = list(prompts[index // num_generations])
             request = ThinkingRequest(config, seed, first_sequence + index, objective)
-            choice = self.server.complete(
+            record, finish_reason = self.server.complete(
                 prompt,
                 request,
                 limits[index // num_generations],
                 stop_token_ids=self.eos_token_ids,
                 ignore_eos=True,  # the model's own idea of it; ours are the tokens above
             )
-            record = decode_response(choice["logprobs"]["top_logprobs"], request)
-            return record.rollout(prompt, choice["finish_reason"], self.tokenizer.decode)
+            return record.rollout(prompt, finish_reason, self.tokenizer.decode)
 
         rollouts: dict[int, Rollout] = {}
         with ThreadPoolExecutor(self.max_num_seqs) as pool:

@@ -25,12 +25,11 @@ def served(tmp_path_factory):
 def _soft(seed=0, max_tokens=70):
     from vllm import SamplingParams
 
-    request = wire.ThinkingRequest(CONFIG, seed=seed, objective=OBJECTIVE)
+    request = wire.ThinkingRequest(CONFIG, seed=seed, objective=OBJECTIVE, record="packed")
     sent, answer = wire.encode_request(request)
     parameters = SamplingParams(
-        **answer, extra_args=sent, logprobs=request.num_logprobs, flat_logprobs=True,
-        max_tokens=max_tokens, ignore_eos=True, detokenize=False,
-    )  # fmt: skip
+        **answer, extra_args=sent, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+    )
     return request, parameters
 
 

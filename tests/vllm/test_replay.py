@@ -188,6 +188,7 @@ def test_an_interrupted_rollout_leaves_nothing_behind(served):
         with pytest.raises(KeyboardInterrupt):
             _mixed(engine, on_finished=interrupt)
         assert not engine.llm.llm_engine.has_unfinished_requests()
+        assert not engine.llm.llm_engine.engine_core.engine_core.scheduler._records
         assert max(gaps(model, *_mixed(engine, repeats=1))) < BOUND
         assert engine.llm.collective_rpc("num_thoughts") == [0]
 
@@ -198,12 +199,11 @@ def test_soft_and_plain_requests_in_one_batch(served):
 
     folder, model = served
     config = CONFIGS[0]
-    request = wire.ThinkingRequest(config, seed=3, objective=OBJECTIVES[0])
+    request = wire.ThinkingRequest(config, seed=3, objective=OBJECTIVES[0], record="packed")
     sent, answer = wire.encode_request(request)
     soft = SamplingParams(
-        **answer, extra_args=sent, logprobs=request.num_logprobs, max_tokens=30, detokenize=False,
-        flat_logprobs=True, stop_token_ids=[1],
-    )  # fmt: skip
+        **answer, extra_args=sent, max_tokens=30, detokenize=False, stop_token_ids=[1]
+    )
     plain = SamplingParams(temperature=0.0, logprobs=2, max_tokens=30, ignore_eos=True)
     with running_engine(folder) as engine:
         prompts = [{"prompt_token_ids": p} for p in PROMPTS for _ in range(2)]

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -187,6 +188,56 @@ def test_an_engine_over_http_follows_the_weights(served):
         )
         assert [r.token_ids for r in found] == [r.token_ids for r in wanted]
         assert sorted(seen) == list(range(8)) and all(r.logps for r in found)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_a_packed_record_is_the_one_in_the_logprobs(served, kind):
+    _, folder, port, _ = served
+    _, request = _request(kind)
+    server = Server(f"http://127.0.0.1:{port}")
+    for index, prompt in enumerate(PROMPTS):
+        sent = replace(request, sequence=index)
+        packed, finish_reason = server.complete(prompt, sent, 24)
+        choice = _post(port, "/v1/completions", _body(folder, sent, prompt))["choices"][0]
+        loose = wire.decode_response(choice["logprobs"]["top_logprobs"], sent)
+        assert finish_reason == choice["finish_reason"]
+        assert packed.thinking_ended_by == loose.thinking_ended_by
+        # JSON has as many digits as a float32 needs; the two answers are of other batches.
+        assert packed.logps == pytest.approx(loose.logps, abs=BOUND)
+        for name, kept in loose.trace.tensors().items():
+            torch.testing.assert_close(packed.trace.tensors()[name], kept, rtol=0, atol=BOUND)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"n": 2}, "n=2"),
+        ({"stop": ["a"]}, "stop=['a']"),
+        ({"logprobs": 3}, "logprobs=3"),
+    ],
+)
+def test_what_a_packed_record_does_not_go_with_is_answered_with_400(served, values, named):
+    _, folder, port, _ = served
+    sent = {"soft_tau": 0.5, "soft_think_end": "</t>", "soft_record": "packed"}
+    body = {"model": folder, "prompt": [3], "max_tokens": 3, "vllm_xargs": sent} | values
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        _post(port, "/v1/completions", body)
+    said = refused.value.read().decode()
+    assert refused.value.code == 400 and f"{named}: soft_record='packed'" in said
+
+
+def test_a_packed_record_is_not_streamed(served):
+    """A stream has begun when its request is refused: it is told within."""
+    _, folder, port, _ = served
+    sent = {"soft_tau": 0.5, "soft_think_end": "</t>", "soft_record": "packed"}
+    body = {"model": folder, "prompt": [3], "stream": True, "vllm_xargs": sent}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert "stream=True: soft_record='packed'" in response.read().decode()
 
 
 @pytest.mark.parametrize(

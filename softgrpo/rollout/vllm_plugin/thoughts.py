@@ -22,6 +22,7 @@ from torch import Tensor
 from softgrpo.replay.embeddings import mix
 from softgrpo.replay.logps import replay_logits
 from softgrpo.rollout.steps import advance
+from softgrpo.rollout.vllm_plugin.fed import FedSteps
 from softgrpo.rollout.vllm_plugin.wire import (
     ThinkingRequest,
     decode_request,
@@ -43,8 +44,7 @@ class Thought:
         prompt_length: Tokens of its prompt.
 
     Attributes:
-        ids, weights: [K] int32 and [K] float32 of each step so far.
-        is_mixed: Whether each step so far is fed back as a mixture.
+        fed: Each step so far.
     """
 
     def __init__(
@@ -58,20 +58,12 @@ class Thought:
         self.request, self.key, self.prompt_length = request, key, prompt_length
         self.phases, self.number = phases, phases.begin()
         self.noise = NoiseStream(seed, request.sequence, request.num_columns)
-        self.ids: list[np.ndarray] = []
-        self.weights: list[np.ndarray] = []
-        self.is_mixed: list[bool] = []
+        self.fed = FedSteps(request.num_columns)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompt and of all steps so far: a step is drawn where they end."""
-        return self.prompt_length + len(self.is_mixed)
-
-    def record(self, ids: np.ndarray, weights: np.ndarray, is_mixed: bool) -> None:
-        """Keep a step; ids [K] and weights [K] are rows of a batch, and copied."""
-        self.ids.append(ids.copy())
-        self.weights.append(weights.copy())
-        self.is_mixed.append(is_mixed)
+        return self.prompt_length + len(self.fed)
 
 
 @dataclass(frozen=True)
@@ -96,11 +88,10 @@ class Thoughts:
     Args:
         tokenizer: The model's, for end markers.
         vocab_size: V.
-        defaults: See wire.decode_request.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, defaults: dict[str, Any]) -> None:
-        self._vocab_size, self._defaults = vocab_size, defaults
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._thoughts: dict[str, Thought] = {}
         self._phases: dict[tuple, ThinkingPhases] = {}
         self._markers = functools.lru_cache(maxsize=64)(
@@ -122,7 +113,7 @@ class Thoughts:
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""
-        request = None if request_id in self._thoughts else decode_request(params, self._defaults)
+        request = None if request_id in self._thoughts else decode_request(params)
         if request is None:
             return
         if (request.config.answer_top_k or 0) > self._vocab_size:  # vLLM's own sampling lets it be
@@ -157,30 +148,27 @@ class Thoughts:
             starts: [B] first position of each.
             counts: [B] positions of each.
         """
-        places: list[int] = []
-        ids: list[np.ndarray] = []
-        weights: list[np.ndarray] = []
+        gathered: dict[int, tuple[list[int], FedSteps]] = {}
         offset = 0
         for request_id, start, count in zip(request_ids, starts, counts, strict=True):
             thought = self._thoughts.get(request_id)
-            if thought is not None:
-                for position in range(max(start, thought.prompt_length), start + count):
-                    step = position - thought.prompt_length
-                    if thought.is_mixed[step]:
-                        places.append(offset + position - start)
-                        ids.append(thought.ids[step])
-                        weights.append(thought.weights[step])
+            if thought is not None and start + count > thought.prompt_length:
+                fed, prompt_length = thought.fed, thought.prompt_length
+                first = max(start, prompt_length)
+                places, steps = gathered.setdefault(
+                    fed.num_columns, ([], FedSteps(fed.num_columns))
+                )
+                places.extend(range(offset + first - start, offset + count))
+                steps.extend(fed, first - prompt_length, start + count - prompt_length)
             offset += count
-        if not places:
-            return
-        device = embeddings.device
-        mixture = mix(
-            embed,
-            torch.from_numpy(_stack(ids)).to(device, non_blocking=True),
-            torch.from_numpy(_stack(weights)).to(device, non_blocking=True),
-        )
-        where = torch.tensor(places).to(device, non_blocking=True)
-        embeddings[where] = mixture.to(embeddings.dtype)
+        for places, steps in gathered.values():
+            indices, *mixed = steps.mixed()
+            if len(indices):
+                mixed = [np.array(places)[indices], *mixed]
+                where, ids, weights = (
+                    torch.from_numpy(x).to(embeddings.device, non_blocking=True) for x in mixed
+                )
+                embeddings[where] = mix(embed, ids, weights).to(embeddings.dtype)
 
     def draw(self, logits: Tensor, request_ids: Sequence[str], ends: Sequence[int]) -> list[Drawn]:
         """Draw the next step of each thinking request whose positions are all computed.
@@ -231,16 +219,8 @@ class Thoughts:
         is_mixed = (is_soft & torch.isfinite(step.entropy)).tolist()
         host = step.ids.int().cpu().numpy(), step.weights.float().cpu().numpy()
         for thought, *recorded in zip(thoughts, *host, is_mixed, strict=True):
-            thought.record(*recorded)
+            thought.fed.append(*recorded)
         return Drawn(index, step.ids[:, 0], *columns)
-
-
-def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of different lengths as one array, padded with zeros."""
-    stacked = np.zeros((len(rows), max(map(len, rows))), dtype=rows[0].dtype)
-    for row, values in zip(stacked, rows, strict=True):
-        row[: len(values)] = values
-    return stacked
 
 
 def _seed_of(request_id: str) -> int:

@@ -9,7 +9,8 @@ in vLLM for anything new, so what it has is used:
 - **A step's record** is the step's ``logprobs``: first the reported token, as vLLM wants it, then K
   columns of token id and recorded score, then a column that holds the step's note, then, if a
   log-density was asked for, a column that holds it. The ids of a step are all different, so
-  that a server that makes a dictionary of them loses none.
+  that a server that makes a dictionary of them loses none. A request that asks for
+  ``soft_record: "packed"`` gets all of them at once when it ends, see packed.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import SoftTrace
 
 PREFIX = "soft_"
+# How a record comes back: step by step as logprobs, or all at once when the sequence has ended.
+RecordKind = Literal["logprobs", "packed"]
 # Where a server keeps the settings of requests that name none, as JSON, for all its processes.
 DEFAULTS_VARIABLE = "SOFTGRPO_THINKING"
 MAX_COLUMNS = 32
@@ -66,12 +69,14 @@ class ThinkingRequest:
             samples of a request, or else its id.
         sequence: Index of its sequence in the rollout.
         objective: The log-density to report with each step, or None.
+        record: How the record comes back.
     """
 
     config: ThinkingConfig
     seed: int | None = None
     sequence: int = 0
     objective: Objective | None = None
+    record: RecordKind = "logprobs"
 
     @property
     def num_columns(self) -> int:
@@ -108,6 +113,8 @@ def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, 
     sent[f"{PREFIX}sequence"] = request.sequence
     if request.seed is not None:
         sent[f"{PREFIX}seed"] = request.seed
+    if request.record != "logprobs":
+        sent[f"{PREFIX}record"] = request.record
     if objective is not None:
         if objective != Objective.of(config, objective.density, objective.reduction):
             raise ValueError("objective: its settings are not the config's; use Objective.of")
@@ -122,19 +129,29 @@ def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, 
     return sent, answer
 
 
-def decode_request(params: Any, defaults: Mapping[str, Any]) -> ThinkingRequest | None:
-    """What a request asks of soft thinking; None when it asks for nothing.
+def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
+    """Put the settings into a request that it does not name.
+
+    It is done once, where a client's request comes in: whoever reads the request afterwards needs
+    no defaults, and what vLLM runs for itself (to warm up) stays what it is.
+
+    Args:
+        params: A SamplingParams; changed.
+        defaults: ``soft_*`` entries. Where there are none, only a request that names one thinks.
+    """
+    params.extra_args = {**defaults, **(params.extra_args or {})}
+
+
+def decode_request(params: Any) -> ThinkingRequest | None:
+    """What a complete request asks of soft thinking; None when it asks for nothing.
 
     Args:
         params: A SamplingParams.
-        defaults: ``soft_*`` entries of requests that do not name them. Where there are none, only
-            a request that names one thinks.
 
     Raises:
         ValueError: Names the entry and what would do.
     """
-    own = {k: v for k, v in (params.extra_args or {}).items() if k.startswith(PREFIX)}
-    sent = {**defaults, **own}
+    sent = {k: v for k, v in (params.extra_args or {}).items() if k.startswith(PREFIX)}
     if not sent or sent.get(f"{PREFIX}policy") == _OFF:
         return None
     for name, nothing in _UNSUPPORTED.items():
@@ -168,6 +185,7 @@ def decode_request(params: Any, defaults: Mapping[str, Any]) -> ThinkingRequest 
         seed=other.get("seed"),
         sequence=other.get("sequence", 0),
         objective=_objective(config, other),
+        record=other.get("record", "logprobs"),
     )
     encode_request(request)  # the same limits on both sides
     return request
@@ -180,7 +198,7 @@ def default_settings() -> dict[str, Any]:
 
 def settings_key(params: Any) -> tuple:
     """Equal for requests that may be drawn together: the same config and objective."""
-    apart = {f"{PREFIX}seed", f"{PREFIX}sequence"}
+    apart = {f"{PREFIX}seed", f"{PREFIX}sequence", f"{PREFIX}record"}
     sent = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in (params.extra_args or {}).items()
@@ -239,6 +257,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _record(value: Any) -> RecordKind:
+    if value not in get_args(RecordKind):
+        raise ValueError(f"one of {get_args(RecordKind)}")
+    return value
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or any(not isinstance(v, str) for v in values):
@@ -276,6 +300,7 @@ _OTHER: dict[str, Callable[[Any], Any]] = {
     "sequence": _key,
     "density": _text,
     "reduction": _text,
+    "record": _record,
 }
 
 
@@ -360,8 +385,8 @@ def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: 
     """Read T steps of one sequence.
 
     Args:
-        ids: [T, C] int, what ``encode_steps`` gave, step after step (without the reported token
-            that vLLM puts in front).
+        ids: [T, K] int or wider, what ``encode_steps`` gave, step after step (without the reported
+            token that vLLM puts in front).
         values: [T, C] float32.
         request: What had been asked for.
         engine: Where it came from, for the trace.

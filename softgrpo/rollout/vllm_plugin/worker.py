@@ -7,11 +7,15 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
-from softgrpo.rollout.vllm_plugin.wire import default_settings
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
@@ -29,8 +33,7 @@ class SoftWorker(Worker):
         super().load_model(*args, **kwargs)
         tokenizer = cached_tokenizer_from_config(self.model_config)
         tokenizer.clean_up_tokenization_spaces = False
-        vocab_size = self.model_config.get_vocab_size()
-        self.thoughts = Thoughts(tokenizer, vocab_size, default_settings())
+        self.thoughts = Thoughts(tokenizer, self.model_config.get_vocab_size())
         runner: Any = self.model_runner
         if self.use_v2_model_runner:
             from softgrpo.rollout.vllm_plugin import runner_v2
@@ -43,21 +46,34 @@ class SoftWorker(Worker):
 
             _extend(runner, SoftRunnerV1, self.thoughts)
 
-    def update_weights_in_place(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take weights over, named as in a Hugging Face checkpoint."""
-        self.reload_weights(weights_iterator=iter(weights))
+    def begin_weights(self) -> None:
+        """Make ready for ``take_weights``, in any number of calls; ``end_weights`` follows."""
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(self.model_runner.get_model())
+
+    def take_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take some weights over, named as in a Hugging Face checkpoint."""
         model: Any = self.model_runner.get_model()
-        head = getattr(model, "lm_head", None)
+        with set_current_vllm_config(self.vllm_config):
+            model.load_weights(weights)
+
+    def end_weights(self) -> None:
+        """From here on the model computes with the weights that were taken over."""
+        model: Any = self.model_runner.get_model()
+        with set_current_vllm_config(self.vllm_config):
+            finalize_layerwise_reload(model, self.model_config)
         if current_platform.is_cpu() and self.model_config.hf_text_config.tie_word_embeddings:
             # On a CPU the head multiplies by a packed copy, which reloading leaves as it was.
             from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+            dispatch_cpu_unquantized_gemm(getattr(model, "lm_head", None), remove_weight=False)
 
     def update_weights_from(self, path: str) -> None:
         """Take over the weights in a safetensors file that this process can read."""
+        self.begin_weights()
         with safe_open(path, "pt") as file:
-            self.update_weights_in_place((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            self.take_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        self.end_weights()
 
     def num_thoughts(self) -> int:
         """Thinking requests that this worker keeps state of."""

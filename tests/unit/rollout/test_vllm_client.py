@@ -8,25 +8,29 @@ import pytest
 import torch
 
 from softgrpo.rollout.vllm_client import Server
-from softgrpo.rollout.vllm_plugin.wire import encode_steps
+from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
+from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_steps
 from softgrpo.thinking import ThinkingConfig, draw_step
 
 CONFIG = ThinkingConfig(top_k=3, top_p=1.0, tau=0.5, think_end=("#",))
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Answers /v1/models, and /v1/completions with the events it was given."""
+    """Answers /v1/models, and /v1/completions with the events or the answer it was given."""
 
     events: list = []
+    answer: dict | None = None  # to a request that does not stream
     status = 200
 
     def do_GET(self):
         self._send(200, json.dumps({"data": [{"id": "m"}]}).encode())
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.status != 200:
             return self._send(self.status, b'{"error": {"message": "soft_tau: must be a number"}}')
+        if self.answer is not None:
+            return self._send(200, json.dumps(self.answer).encode())
         lines = [f"data: {json.dumps(event)}\n\n" for event in self.events]
         self._send(200, "".join([*lines, "data: [DONE]\n\n"]).encode())
 
@@ -65,6 +69,29 @@ def test_steps_come_as_they_were_drawn(http):
     assert first.is_soft and first.ids == soft.ids[0].tolist()
     assert first.weights == pytest.approx(soft.weights[0].tolist(), abs=1e-6)
     assert not second.is_soft and second.ids == [first.token] and second.weights == [1.0]
+
+
+def test_a_whole_answer_comes_with_its_record(http):
+    handler, url = http
+    request = ThinkingRequest(CONFIG, seed=4)
+    packed = PackedRecord(request)
+    torch.manual_seed(0)
+    steps = [draw_step(torch.randn(1, 20), CONFIG) for _ in range(3)]
+    for step in steps:
+        columns = encode_steps(step, torch.tensor([True]), [None], None, 20)
+        packed.append(*(torch.cat([c[0, :1], c[0]]).numpy() for c in columns))
+    choice = {"text": "abc", "finish_reason": "length"}
+    handler.answer = {"choices": [choice], "kv_transfer_params": {KEY: packed.text()}}
+    record, finish_reason = Server(url).complete([1, 2], request, 3, stop_token_ids=[9])
+    assert finish_reason == "length" and record.logps is None
+    assert torch.equal(record.trace.ids, torch.stack([step.ids[0] for step in steps])[None].int())
+    assert torch.equal(record.trace.scores[0], torch.cat([step.scores for step in steps]))
+    asked = handler.asked
+    assert asked["vllm_xargs"]["soft_record"] == "packed" and asked["stop_token_ids"] == [9]
+    assert "logprobs" not in asked  # the server would make objects of them
+    handler.answer = {"choices": [choice], "kv_transfer_params": None}
+    with pytest.raises(ValueError, match="came back without its record"):
+        Server(url).complete([1, 2], request, 3)
 
 
 def test_a_refusal_says_what_the_server_said(http):

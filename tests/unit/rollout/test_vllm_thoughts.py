@@ -23,7 +23,7 @@ def embedding():
 
 @pytest.fixture
 def thoughts():
-    return Thoughts(word_tokenizer(), V, {})
+    return Thoughts(word_tokenizer(), V)
 
 
 def _start(thoughts, name, seed=0, **settings):
@@ -72,9 +72,8 @@ def test_what_is_fed_is_the_mixture_however_the_positions_are_cut(thoughts, embe
         inputs = torch.zeros(2, D)
         thoughts.mix_inputs(inputs, embedding, ["a", "b"], [PROMPT + t] * 2, [1, 1])
         fed[:, t] = inputs
-    thought = thoughts._thoughts["a"]
-    ids, weights = torch.tensor(thought.ids[2])[None], torch.tensor(thought.weights[2])[None]
-    torch.testing.assert_close(fed[0, 2], mix(embedding, ids, weights)[0])
+    _, ids, weights = map(torch.from_numpy, thoughts._thoughts["a"].fed.mixed())
+    torch.testing.assert_close(fed[0], mix(embedding, ids, weights))
     for pieces in ([(0, 9)], [(0, 6), (6, 3)], [(3, 4), (7, 2)]):
         again = torch.zeros(2, 9, D)
         for start, count in pieces:

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from softgrpo.rollout.steps import advance
 from softgrpo.rollout.vllm_plugin import wire
+from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord, unpack
 from softgrpo.thinking import Objective, ThinkingConfig
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import thinking, word_tokenizer
@@ -43,12 +45,15 @@ def _params(extra_args=None, **values):
 def test_settings_come_back_as_they_were_sent(policy, settings):
     config = thinking(policy, **settings)
     objective = Objective.of(config, wire.check_density(policy, None), "sum")
-    request = wire.ThinkingRequest(config, seed=2**64 - 1, sequence=12, objective=objective)
+    request = wire.ThinkingRequest(
+        config, seed=2**64 - 1, sequence=12, objective=objective, record="packed"
+    )
     sent, answer = wire.encode_request(request)
     overhead = json.loads(json.dumps(sent))  # a server's way
-    read = wire.decode_request(_params(overhead, **answer), {})
+    read = wire.decode_request(_params(overhead, **answer))
     assert read.config.to_dict() == config.to_dict()
-    assert (read.seed, read.sequence, read.objective) == (2**64 - 1, 12, objective)
+    assert read.objective == objective
+    assert (read.seed, read.sequence, read.record) == (2**64 - 1, 12, "packed")
 
 
 def test_every_setting_travels():
@@ -60,14 +65,23 @@ def test_every_setting_travels():
 
 
 def test_who_asks_for_nothing_gets_nothing_and_defaults_are_defaults():
-    assert wire.decode_request(_params(), {}) is None
-    assert wire.decode_request(_params({"other": 1}), {}) is None
+    assert wire.decode_request(_params()) is None
+    assert wire.decode_request(_params({"other": 1})) is None
     defaults = {"soft_policy": "gumbel", "soft_tau": 0.3, "soft_think_end": ["####"]}
-    config = wire.decode_request(_params({"soft_tau": 0.5}, temperature=0.7), defaults).config
+
+    def read(sent=None, **values):
+        params = _params(sent, **values)
+        wire.complete_request(params, defaults)
+        once = dict(params.extra_args)
+        wire.complete_request(params, defaults)  # a request of several prompts comes by as often
+        assert params.extra_args == once
+        return wire.decode_request(params)
+
+    config = read({"soft_tau": 0.5, "other": 1}, temperature=0.7).config
     assert (config.tau, config.think_end, config.answer_temperature) == (0.5, ("####",), 0.7)
-    assert wire.decode_request(_params(), defaults).config.tau == 0.3
-    assert wire.decode_request(_params({"soft_policy": "off"}), defaults) is None
-    greedy = wire.decode_request(_params(temperature=0.0), defaults).config
+    assert read().config.tau == 0.3
+    assert read({"soft_policy": "off"}) is None
+    greedy = read(temperature=0.0).config
     assert (greedy.answer_top_k, greedy.answer_temperature) == (1, 1.0)
 
 
@@ -87,6 +101,7 @@ def test_who_asks_for_nothing_gets_nothing_and_defaults_are_defaults():
         ({"soft_think_end": [3]}, "soft_think_end=\\[3\\]"),
         ({"soft_think_end": "x" * 101}, "soft_think_end=.*at most"),
         ({"soft_seed": -1}, "soft_seed=-1"),
+        ({"soft_record": "zip"}, "soft_record='zip': must be one of"),
         ({"soft_density": "dirichlet"}, "soft_density='dirichlet'"),
         ({"soft_reduction": "median", "soft_density": "gumbel"}, "soft_reduction='median'"),
         ({"soft_temp": 1.0}, "soft_temp: no such setting"),
@@ -94,7 +109,7 @@ def test_who_asks_for_nothing_gets_nothing_and_defaults_are_defaults():
 )
 def test_a_wrong_setting_is_refused_by_name(sent, named):
     with pytest.raises(ValueError, match=named):
-        wire.decode_request(_params(sent), {})
+        wire.decode_request(_params(sent))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +117,8 @@ def test_a_wrong_setting_is_refused_by_name(sent, named):
 )
 def test_what_would_be_ignored_is_refused(asked):
     with pytest.raises(ValueError, match=next(iter(asked))):
-        wire.decode_request(_params({"soft_tau": 0.1}, **asked), {})
-    assert wire.decode_request(_params(**asked), {}) is None
+        wire.decode_request(_params({"soft_tau": 0.1}, **asked))
+    assert wire.decode_request(_params(**asked)) is None
 
 
 def test_requests_of_equal_settings_may_be_drawn_together():
@@ -116,16 +131,17 @@ def test_requests_of_equal_settings_may_be_drawn_together():
     assert key(thinking(think_end=("a", "b"))) != key(thinking(think_end=("b", "a")))
 
 
-@pytest.mark.parametrize("as_dictionary", [False, True])
+@pytest.mark.parametrize("way", ["flat", "dictionary", "packed"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_steps_come_back_as_they_were_drawn(policy, as_dictionary):
-    """Through vLLM's flat lists, or a server's dictionary that drops ids it has seen."""
+def test_steps_come_back_as_they_were_drawn(policy, way):
+    """In columns, through a server's dictionary that drops ids it has seen, or packed."""
     config = thinking(policy, max_think_tokens=4, top_p=0.7)
     objective = Objective.of(config, wire.check_density(policy, None), "sum")
     request = wire.ThinkingRequest(config, objective=objective)
     phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
     numbers = np.array([phases.begin()])
     drawn, ids, values = [], [], []
+    packed = PackedRecord(request)
     for _ in range(8):
         logits, noise = torch.randn(1, 36), torch.empty(1, request.num_columns).exponential_()
         step, is_soft = advance(logits, noise, config, phases, numbers)
@@ -133,12 +149,17 @@ def test_steps_come_back_as_they_were_drawn(policy, as_dictionary):
         drawn.append((step, bool(is_soft), logp.item()))
         row, value = wire.encode_steps(step, is_soft, [phases.ended_by(0)], logp, 36)
         assert row.shape == (1, request.num_logprobs) and len(set(row[0].tolist())) == row.shape[1]
-        if as_dictionary:
-            reported = [row[0, 0].item(), *row[0].tolist()]
-            kept = dict(zip(reported, [value[0, 0].item(), *value[0].tolist()], strict=True))
+        reported = torch.cat([row[:, :1], row], -1), torch.cat([value[:, :1], value], -1)
+        # Beside a request of more columns, whose room vLLM fills up, and ids in 64 bits.
+        packed.append(*(F.pad(x[0], (0, 3)).numpy() for x in (reported[0].long(), reported[1])))
+        if way == "dictionary":
+            kept = dict(zip(reported[0][0].tolist(), reported[1][0].tolist(), strict=True))
             row, value = torch.tensor([list(kept)]), torch.tensor([list(kept.values())])
         ids.append(row), values.append(value)
-    record = wire.decode_steps(torch.cat(ids), torch.cat(values), request, "test")
+    if way == "packed":
+        record = unpack({"other": 1, KEY: packed.text()}, request, "test")
+    else:
+        record = wire.decode_steps(torch.cat(ids), torch.cat(values), request, "test")
     trace = record.trace
     assert record.thinking_ended_by == "budget" and record.non_finite_step is None
     for t, (step, is_soft, logp) in enumerate(drawn):

@@ -1,0 +1,73 @@
+"""A sequence's record in one piece, a text that comes back when the sequence has ended.
+
+Logprobs are an object a step and column on their way through vLLM's front end, and JSON after it:
+more work than all the rest of a token. A request that asks for ``soft_record: "packed"`` is spared
+them. The scheduler, where the steps come in as arrays, keeps their bytes, and hands them over with
+the last step in the one field that vLLM passes on to a client as it is, ``kv_transfer_params``.
+
+It knows no vLLM: both sides use it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from softgrpo.rollout.vllm_plugin.wire import Record, ThinkingRequest, decode_steps
+
+# Where the text lies in a response's kv_transfer_params.
+KEY = "soft_record"
+
+
+class PackedRecord:
+    """Steps so far; each is K ids in int32, then C values in float32.
+
+    Args:
+        request: Whose record it is; says K and C.
+    """
+
+    def __init__(self, request: ThinkingRequest) -> None:
+        self._num_ids, self._num_values = request.num_columns, request.num_logprobs
+        self._bytes = bytearray()
+
+    def append(self, ids: np.ndarray, values: np.ndarray) -> None:
+        """Take the next step.
+
+        Args:
+            ids, values: [1 + C] or more, contiguous: a step's logprobs as vLLM has them, the
+                reported token in front.
+        """
+        self._bytes += ids[1 : 1 + self._num_ids].astype("<i4", copy=False).data
+        self._bytes += values[1 : 1 + self._num_values].astype("<f4", copy=False).data
+
+    def text(self) -> str:
+        """All steps, in base64."""
+        return base64.b64encode(self._bytes).decode()
+
+
+def unpack(handed_over: Mapping[str, Any] | None, request: ThinkingRequest, engine: str) -> Record:
+    """Read a record that came back.
+
+    Args:
+        handed_over: The response's ``kv_transfer_params``.
+        request: What had been asked for.
+        engine: Where it came from, for the trace.
+
+    Raises:
+        ValueError: There is no record.
+    """
+    text = (handed_over or {}).get(KEY)
+    if text is None:
+        raise ValueError(
+            "a sequence came back without its record: vLLM ended it before its time, or does not "
+            "run with the scheduler of softgrpo serve"
+        )
+    steps = np.frombuffer(bytearray(base64.b64decode(text)), dtype="<i4")
+    steps = steps.reshape(-1, request.num_columns + request.num_logprobs)
+    ids, values = np.split(steps, [request.num_columns], axis=1)
+    columns = torch.from_numpy(ids), torch.from_numpy(values.view("<f4"))
+    return decode_steps(*columns, request, engine)
