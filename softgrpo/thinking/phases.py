@@ -129,6 +129,10 @@ class ThinkingPhases:
         self._num_cold = np.zeros(0, dtype=np.int64)
         self._tails = np.zeros((0, markers.tail), dtype=np.int64)  # the last tokens, newest last
 
+    def __len__(self) -> int:
+        """How many sequences have a number."""
+        return len(self.is_thinking) - len(self._free)
+
     def begin(self) -> int:
         """The number of one more sequence, the lowest that is free."""
         if not self._free:

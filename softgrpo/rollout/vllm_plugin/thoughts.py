@@ -110,6 +110,8 @@ class Thoughts:
             thought = self._thoughts.pop(request_id, None)
             if thought is not None:
                 thought.phases.end(thought.number)
+                if not len(thought.phases):  # settings that nobody may ask for again
+                    del self._phases[thought.key]
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""

@@ -100,3 +100,13 @@ def test_a_request_is_forgotten_when_it_ends_and_kept_when_it_is_taken_in_again(
     assert _draw(thoughts, ["a"], [5], 1) == [] and len(_draw(thoughts, ["a"], [6], 1)) == 1
     thoughts.finish(["a", "never seen"])
     assert len(thoughts) == 0 and "a" not in thoughts
+
+
+def test_settings_are_forgotten_with_their_last_request(thoughts):
+    """A server meets as many as its clients think of."""
+    for i in range(5):
+        _start(thoughts, f"a{i}", tau=0.1 + i), _start(thoughts, f"b{i}", tau=0.1 + i)
+        thoughts.finish([f"a{i}"])
+        assert len(thoughts._phases) == 1
+        thoughts.finish([f"b{i}"])
+    assert not thoughts._phases
