@@ -144,3 +144,18 @@ def test_dropout_is_refused_where_the_kernel_has_none():
     x = torch.randn(len(packed.source), 1, SIZE)
     with pytest.raises(ValueError, match="attention_dropout=0.1"):
         Varlen.of(packed, CPU, varlen_reference).attend(x, x, x, dropout_p=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on NVIDIA's GPUs only")
+def test_the_kernel_is_what_its_documentation_says():
+    device, packed = torch.device("cuda"), pack(*_batch())
+    shapes = [(len(packed.source), heads, 64) for heads in (HEADS, GROUPS, GROUPS)]
+    inputs = [torch.randn(s, device=device, dtype=torch.bfloat16).requires_grad_() for s in shapes]
+    layout = choose_layout(packed, device, torch.bfloat16)
+    assert isinstance(layout, Varlen)
+    results = []
+    for way in (layout, Blocks.of(packed, device)):
+        output = way.attend(*inputs, scale=0.3)
+        results.append([output, *torch.autograd.grad(output.float().square().sum(), inputs)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
