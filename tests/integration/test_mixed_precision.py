@@ -15,7 +15,13 @@ from softgrpo.replay import add_replay
 from softgrpo.thinking import Objective, SoftTrace
 from tests.helpers import batch_of, gradients, roll_out, run_processes, thinking, tiny_model
 
-SHARDED = [("tied", "gumbel"), ("untied", "gumbel"), ("untied", "embedding_gaussian")]
+# Model, policy, and whether prompts are shared.
+SHARDED = [
+    ("tied", "gumbel", "shared"),
+    ("untied", "gumbel", "shared"),
+    ("tied", "gumbel", "padded"),
+    ("untied", "embedding_gaussian", "padded"),
+]
 SHARD = """
 import json, sys, torch
 import torch.distributed as dist
@@ -33,11 +39,11 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 seen, replay = [], forward.replay
 forward.replay = lambda *args: seen.append(args[3]) or replay(*args)
-for name, policy in json.loads(sys.argv[1]):
-    folder = Path(sys.argv[2]) / f"{name}-{policy}"
+for name, policy, layout in json.loads(sys.argv[1]):
+    folder = Path(sys.argv[2]) / f"{name}-{policy}-{layout}"
     config = thinking(policy)
     model = tiny_model(name, attention="sdpa")
-    add_replay(model, config, Objective.of(config, policy, "sum"))
+    add_replay(model, config, Objective.of(config, policy, "sum"), layout == "shared")
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
@@ -67,7 +73,7 @@ dist.destroy_process_group()
 """
 
 
-def _record(name, policy, folder):
+def _record(name, policy, layout, folder):
     """Eight sequences for the processes, and the whole model's answer in float32."""
     model, config = tiny_model(name, attention="sdpa"), thinking(policy)
     rollouts = roll_out(model, config, prompts=[[3, 4], [5]], num_generations=4)
@@ -76,7 +82,7 @@ def _record(name, policy, folder):
     folder.mkdir()
     torch.save({"ids": ids, "mask": mask, "upstream": upstream}, folder / "batch.pt")
     trace.save(folder / "trace.safetensors")
-    add_replay(model, config, Objective.of(config, policy, "sum"))
+    add_replay(model, config, Objective.of(config, policy, "sum"), layout == "shared")
     logps = model(input_ids=ids, attention_mask=mask, trace=trace)["logps"]
     (logps * upstream).sum().div(2).backward()  # FSDP means over the two processes
     return gradients(model) | {"logps": logps.detach()}
