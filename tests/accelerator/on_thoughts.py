@@ -32,7 +32,7 @@ def _start(thoughts, name, policy, density, reduction, settings):
 def _decode(device, *case):
     """What six steps of four requests drew and were fed, then fed again as after a preemption."""
     embedding = nn.Embedding(V, D).requires_grad_(False).to(device)
-    thoughts = Thoughts(word_tokenizer(), V, {})
+    thoughts = Thoughts(word_tokenizer(), V)
     for name, settings in REQUESTS.items():
         _start(thoughts, name, *case, settings)
     names = [*REQUESTS, "plain"]

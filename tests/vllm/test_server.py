@@ -32,7 +32,9 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import sys
 from softgrpo.rollout.vllm_server import serve
-serve(sys.argv[1], None, sys.argv[2:])
+from softgrpo.thinking import ThinkingConfig
+thinking = ThinkingConfig(think_end=("</t>",), max_think_tokens=4)  # of who does not say how
+serve(sys.argv[1], thinking, sys.argv[2:])
 """
 OPTIONS = (
     "--dtype float32 --enforce-eager --max-model-len 256 --kv-cache-memory-bytes 16777216 "
@@ -130,7 +132,8 @@ def test_many_clients_some_of_which_hang_up(served):
                 connection.recv(100)
             return None
         if index % 8 == 3:
-            plain = {"model": folder, "prompt": prompt, "max_tokens": 24, "temperature": 0}
+            plain = {"model": folder, "prompt": prompt, "max_tokens": 24, "temperature": 0,
+                     "vllm_xargs": {"soft_policy": "off"}}  # fmt: skip
             return _post(port, "/v1/completions", plain)["choices"][0]["text"]
         choice = _post(port, "/v1/completions", _body(folder, request, prompt))["choices"][0]
         record = wire.decode_response(choice["logprobs"]["top_logprobs"], request)
@@ -145,6 +148,25 @@ def test_many_clients_some_of_which_hang_up(served):
         time.sleep(0.2)
         left = _post(port, "/collective_rpc", {"method": "num_thoughts"})["results"]
     assert left == ["0"]
+
+
+def test_who_does_not_say_how_thinks_as_the_server_does(served):
+    """However the request comes, and with several samples of it; beam search is none of it."""
+    _, folder, port, _ = served
+    body = {"model": folder, "max_tokens": 12, "ignore_eos": True, "temperature": 0.01}
+    plain = body | {"prompt": PROMPTS[0], "vllm_xargs": {"soft_policy": "off"}}
+    (unthought,) = _post(port, "/v1/completions", plain)["choices"]
+    assert "</t>" not in unthought["text"]
+    completions = body | {"prompt": PROMPTS[:2], "n": 3}
+    texts = [c["text"] for c in _post(port, "/v1/completions", completions)["choices"]]
+    chat = body | {"messages": [{"role": "user", "content": "a b c"}], "n": 3}
+    choices = _post(port, "/v1/chat/completions", chat)["choices"]
+    texts += [choice["message"]["content"] for choice in choices]
+    # The budget of four soft steps, and the marker that it forces.
+    assert len(texts) == 9 and all("</t>" in text.split()[:5] for text in texts)
+    beams = body | {"prompt": PROMPTS[0], "n": 2, "use_beam_search": True, "temperature": 0.0}
+    found = [choice["text"] for choice in _post(port, "/v1/completions", beams)["choices"]]
+    assert len(set(found)) == 2 and not any("</t>" in text.split()[:5] for text in found)
 
 
 def test_a_thought_is_shown_step_by_step(served):
@@ -277,7 +299,7 @@ def test_a_dead_engine_gives_an_error_and_no_hang(served):
     """Last: nothing answers afterwards."""
     _, folder, port, process = served
     body = {"model": folder, "prompt": PROMPTS[0], "max_tokens": 190, "ignore_eos": True, "n": 32,
-            "vllm_xargs": {"soft_tau": 0.5, "soft_think_end": []}}  # fmt: skip
+            "vllm_xargs": {"soft_policy": "off"}}  # fmt: skip
     listed = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     )

@@ -38,11 +38,11 @@ class PackedRecord:
         """Take the next step.
 
         Args:
-            ids, values: [1 + C] or more, contiguous: a step's logprobs as vLLM has them, the
-                reported token in front.
+            ids, values: [1 + C] or more, int32 and float32, contiguous: a step's logprobs as vLLM
+                has them, the reported token in front.
         """
-        self._bytes += ids[1 : 1 + self._num_ids].astype("<i4", copy=False).data
-        self._bytes += values[1 : 1 + self._num_values].astype("<f4", copy=False).data
+        self._bytes += ids[1 : 1 + self._num_ids].data
+        self._bytes += values[1 : 1 + self._num_values].data
 
     def text(self) -> str:
         """All steps, in base64."""

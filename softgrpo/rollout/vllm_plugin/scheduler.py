@@ -6,8 +6,8 @@ the same ids would be served what it never saw. So from the first generated toke
 request's blocks are hashed together with a number of its own. It finds them again after a
 preemption; nobody else does. Blocks that hold the prompt only are shared as ever.
 
-A packed record is kept here, since here a step's logprobs are arrays still. The request gets them
-from the worker, but its front end, which did not ask for any, never sees them.
+A packed record is kept here, since here a step's logprobs are arrays still. The worker makes them
+for the request, but its front end, which did not ask for any, never sees them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,18 @@ class SoftScheduler(Scheduler):
                 self._records[request.request_id] = PackedRecord(thinking)
         super().add_request(request)
 
-    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+    def update_from_output(self, scheduled: Any, computed: Any) -> Any:
         """See Scheduler.update_from_output."""
-        outputs = super().update_from_output(*args, **kwargs)
-        if self._records:
-            for of_client in outputs.values():
-                for output in of_client.outputs:
-                    self._take_record(output)
+        if self._records and computed.logprobs is not None:
+            rows = computed.req_id_to_index.items()
+            records = {row: self._records[name] for name, row in rows if name in self._records}
+            computed.logprobs = _Steps(computed.logprobs, records)
+        outputs = super().update_from_output(scheduled, computed)
+        for of_client in outputs.values() if self._records else ():
+            for output in of_client.outputs:
+                if output.finish_reason is not None and output.request_id in self._records:
+                    text = self._records.pop(output.request_id).text()
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: text}
         return outputs
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,19 +62,30 @@ class SoftScheduler(Scheduler):
             self._records.pop(request.request_id, None)
         return ended
 
-    def _take_record(self, output: Any) -> None:
-        """Move a step's logprobs into its request's record, and hand that over with the last."""
-        record = self._records.get(output.request_id)
+
+class _Steps:
+    """A batch's logprobs in the place of vLLM's own: what it gives out of them is recorded instead.
+
+    Args:
+        logprobs: vLLM's LogprobsLists.
+        records: By the index of a request in the batch, of those that asked for packed ones.
+    """
+
+    def __init__(self, logprobs: Any, records: dict[int, PackedRecord]) -> None:
+        self._logprobs, self._records = logprobs, records
+        self._ids = logprobs.logprob_token_ids.astype("<i4", copy=False)
+        self._values = logprobs.logprobs.astype("<f4", copy=False)
+        self._rows = logprobs.cu_num_generated_tokens  # None: a row a request
+
+    def slice_request(self, index: int, count: int) -> Any:
+        """What vLLM sends on of a request's step; ``count`` is 0 where it has drawn none."""
+        record = self._records.get(index)
         if record is None:
-            return
-        if output.new_logprobs is not None:
-            steps = output.new_logprobs
-            for ids, values in zip(steps.logprob_token_ids, steps.logprobs, strict=True):
-                record.append(ids, values)
-            output.new_logprobs = None
-        if output.finish_reason is not None:
-            del self._records[output.request_id]
-            output.kv_transfer_params = {**(output.kv_transfer_params or {}), KEY: record.text()}
+            return self._logprobs.slice_request(index, count)
+        if count:
+            row = index if self._rows is None else self._rows[index]
+            record.append(self._ids[row], self._values[row])
+        return None
 
 
 def _salt_generated_blocks(request: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.fed import FedSteps
 from softgrpo.rollout.vllm_plugin.thoughts import Thought, Thoughts
-from softgrpo.thinking.phases import Markers
+from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import VOCAB_SIZE, thinking, word_tokenizer
 
 K, PROMPT, LONG = 5, 7, 32_768
@@ -62,8 +62,10 @@ def long():
 
 def _start(thoughts, name):
     request = wire.ThinkingRequest(thinking(think_end=(), top_k=K))
-    markers = Markers((), word_tokenizer())
-    thoughts._thoughts[name] = Thought(request, (), 0, markers, PROMPT)
+    phases = ThinkingPhases(Markers((), word_tokenizer()), request.config)
+    key = (name,)
+    thoughts._phases[key] = phases
+    thoughts._thoughts[name] = Thought(request, key, 0, phases, PROMPT)
 
 
 def test_a_step_takes_no_more_than_100_bytes_at_the_peak(long):

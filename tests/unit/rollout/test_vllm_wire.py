@@ -150,8 +150,8 @@ def test_steps_come_back_as_they_were_drawn(policy, way):
         row, value = wire.encode_steps(step, is_soft, [phases.ended_by(0)], logp, 36)
         assert row.shape == (1, request.num_logprobs) and len(set(row[0].tolist())) == row.shape[1]
         reported = torch.cat([row[:, :1], row], -1), torch.cat([value[:, :1], value], -1)
-        # Beside a request of more columns, whose room vLLM fills up, and ids in 64 bits.
-        packed.append(*(F.pad(x[0], (0, 3)).numpy() for x in (reported[0].long(), reported[1])))
+        # Beside a request of more columns, whose room vLLM fills up.
+        packed.append(*(F.pad(x[0], (0, 3)).numpy() for x in reported))
         if way == "dictionary":
             kept = dict(zip(reported[0][0].tolist(), reported[1][0].tolist(), strict=True))
             row, value = torch.tensor([list(kept)]), torch.tensor([list(kept.values())])
