@@ -120,12 +120,12 @@ def decide(
     # The step that ends the thinking is one-hot.
     record.is_soft = progress.was_thinking & ~progress.ended & (config.policy != "discrete")
     record.was_forced = progress.was_forced
-    tokens = ~record.is_soft
-    record.ids[tokens, 1:] = 0
     record.ids[:, 0] = progress.tokens
-    record.scores[tokens] = 0.0
-    record.num_support[tokens] = 1
-    record.num_support[record.was_forced] = 0
+    tokens = (~record.is_soft).nonzero()[0]
+    if len(tokens):
+        record.ids[tokens, 1:] = 0
+        record.scores[tokens] = 0.0
+        record.num_support[tokens] = ~record.was_forced[tokens]
 
 
 def decisions(record: StepRecord) -> dict[str, np.ndarray]:

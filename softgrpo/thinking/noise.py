@@ -59,24 +59,25 @@ class NoiseTable:
     def __init__(self, size: int, width: int) -> None:
         self._width = width
         self._streams: list[NoiseStream | None] = [None] * size
-        self._block = np.empty((size, max(1, _TABLE_BLOCK // width), width))
+        self._num_steps = max(1, _TABLE_BLOCK // width)
+        self._blocks = np.empty((size * self._num_steps, width))  # a block for each number
         self._used = np.zeros(size, dtype=np.int64)
 
     def begin(self, number: int, seed: int, sequence: int) -> None:
         """Let a number stand for a sequence, at its first step; see NoiseStream."""
         self._streams[number] = NoiseStream(seed, sequence, self._width)
-        self._used[number] = self._block.shape[1]
+        self._used[number] = self._num_steps
 
     def next(self, numbers: np.ndarray) -> np.ndarray:
         """[N, width] float64 draws of the next step of these [N] sequences."""
-        num_steps = self._block.shape[1]
-        for number in numbers[self._used[numbers] == num_steps].tolist():
+        count, used = self._num_steps, self._used[numbers]
+        for place in (used == count).nonzero()[0].tolist():
+            number, used[place] = int(numbers[place]), 0
             stream = self._streams[number]
             assert stream is not None
-            self._block[number], self._used[number] = stream.take(num_steps), 0
-        draws = self._block[numbers, self._used[numbers]]
-        self._used[numbers] += 1
-        return draws
+            self._blocks[number * count : (number + 1) * count] = stream.take(count)
+        self._used[numbers] = used + 1
+        return self._blocks.take(numbers * count + used, axis=0)
 
 
 def uniform(exponential: Tensor) -> Tensor:

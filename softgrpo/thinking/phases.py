@@ -71,9 +71,11 @@ class Markers:
             more = highest + 1 - len(self._known)
             self._known = np.pad(self._known, (0, more))
             self._may_end = np.pad(self._may_end, (0, more))
-        for token in np.unique(tokens[~self._known[tokens]]).tolist():
-            self._may_end[token] = self._may_complete(self._text([token]))
-            self._known[token] = True
+        is_known = self._known[tokens]
+        if not is_known.all():
+            for token in set(tokens[~is_known].tolist()):
+                self._may_end[token] = self._may_complete(self._text([token]))
+                self._known[token] = True
         return self._may_end[tokens]
 
     def _may_complete(self, text: str) -> bool:
@@ -127,7 +129,8 @@ class ThinkingPhases:
         self.is_thinking = np.zeros(0, dtype=bool)
         self._num_steps = np.zeros(0, dtype=np.int64)
         self._num_cold = np.zeros(0, dtype=np.int64)
-        self._tails = np.zeros((0, markers.tail), dtype=np.int64)  # the last tokens, newest last
+        # The last tokens, each at its step modulo their number.
+        self._tails = np.zeros((0, markers.tail), dtype=np.int64)
 
     def __len__(self) -> int:
         """How many sequences have a number."""
@@ -181,15 +184,13 @@ class ThinkingPhases:
     ) -> None:
         """One step of rows that think; sets ``ended`` where a marker ended it."""
         config = self._config
-        self._num_steps[numbers] += 1
-        tails = self._tails[numbers]
-        tails[:, :-1], tails[:, -1] = tails[:, 1:], tokens
-        self._tails[numbers] = tails
+        steps = self._num_steps[numbers]
+        self._num_steps[numbers] = steps + 1
         goes_on = np.ones(len(rows), dtype=bool)
         if self._markers.strings:
+            self._tails[numbers, steps % self._markers.tail] = tokens
             for i in self._markers.may_end(tokens).nonzero()[0].tolist():
-                known = min(int(self._num_steps[numbers[i]]), self._markers.tail)
-                if self._markers.ends(tails[i, self._markers.tail - known :].tolist()):
+                if self._markers.ends(self._tail(int(numbers[i]))):
                     goes_on[i], ended[rows[i]] = False, True
                     self._stop(int(numbers[i]), "marker")
         if config.cold_stop_entropy is not None:
@@ -203,6 +204,12 @@ class ThinkingPhases:
             stops = goes_on & (self._num_steps[numbers] == config.max_think_tokens)
             for number in numbers[stops].tolist():
                 self._stop(number, "budget")
+
+    def _tail(self, number: int) -> list[int]:
+        """The last tokens of a sequence, or all of them."""
+        steps, size = int(self._num_steps[number]), self._markers.tail
+        tail = self._tails[number]
+        return tail[:steps].tolist() if steps <= size else np.roll(tail, -(steps % size)).tolist()
 
     def _stop(self, number: int, how: ThinkingEnd) -> None:
         self.is_thinking[number], self._ended_by[number] = False, how
