@@ -49,7 +49,6 @@ from softgrpo.rollout import batch as rollout_batch
 from softgrpo.rollout import steps as rollout_steps
 from softgrpo.rollout import transfer
 from softgrpo.rollout.batch import DecodingBatch
-from softgrpo.rollout.recorder import Recorder
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.packed import PackedRecord
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
@@ -111,9 +110,9 @@ def _in_process(count: int, steps: int, rounds: int) -> float:
         with torch.no_grad(), _stopwatch() as on_device:
             next(run)
             for _ in range(steps):
-                on_device[0], start = 0.0, time.thread_time()
+                on_device[0], start = 0.0, time.perf_counter()
                 next(run)
-                taken.append(time.thread_time() - start - on_device[0])
+                taken.append(time.perf_counter() - start - on_device[0])
     return 1e6 * statistics.median(taken) / count
 
 
@@ -124,17 +123,17 @@ def _stopwatch() -> Iterator[list[float]]:
 
     def timed(function: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
+            start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                on_device[0] += time.thread_time() - start
+                on_device[0] += time.perf_counter() - start
 
         return run
 
     names = [(rollout_steps, "_draw"), (rollout_steps, "_join"), (transfer, "spread")]
-    names += [(rollout_batch, name) for name in ("settle", "mix", "forward", "replay_rows")]
-    names += [(Recorder, "add_late")]
+    names += [(rollout_batch, name) for name in ("settle", "mix")]
+    names += [(DecodingBatch, name) for name in ("_keep", "_next_logits")]
     originals = [getattr(module, name) for module, name in names]
     for (module, name), function in zip(names, originals, strict=True):
         setattr(module, name, timed(function))

@@ -96,6 +96,7 @@ class DecodingBatch:
         self.embedding = model.get_input_embeddings()
         self.device = self.embedding.weight.device
         self.cache = SlotCache(model.config, slots, capacity)
+        self._known_starts, self._starts = self.cache.starts, np.zeros(0, dtype=np.int64)
         self._block = rows_of_a_block(model) or slots
         self._prefill = Prefill(model, self.prompts)
 
@@ -209,7 +210,7 @@ class DecodingBatch:
     def _finish_reasons(self, record: StepRecord) -> list[FinishReason | None]:
         """Why each running sequence has ended with this step, or None."""
         is_last = self._recorder.lengths[self._running] == self._limits[self._index[self._running]]
-        is_stop = (record.ids[:, :1] == self._eos_token_ids).any(axis=1)
+        is_stop = (record.tokens[:, None] == self._eos_token_ids).any(axis=1)
         reasons: list[FinishReason | None] = [None] * len(is_last)
         for row in (is_last | is_stop).nonzero()[0].tolist():
             reasons[row] = "stop" if is_stop[row] else "length"
@@ -224,15 +225,16 @@ class DecodingBatch:
             Also [ended, T, late], what was kept on the device of those that ended.
         """
         numbers = self._running
-        staying = self.cache.order_without(ended, self._block)
+        staying: list[int] = []
         if ended:
+            staying = self.cache.order_without(ended, self._block)
             self._running = numbers[staying]
             self.cache.select(staying)
-        if staying:
+        if len(self._running):
             self.cache.make_room()
         arrays = decisions(record) | self._order()
         arrays["noise"] = self._noise.next(self._running)
-        arrays["starts"] = np.array(self.cache.starts, dtype=np.int64)
+        arrays["starts"] = self._start_columns()
         if ended:
             arrays |= {"staying": np.array(staying, dtype=np.int64), "ended": numbers[ended]}
         if self._late:
@@ -243,7 +245,7 @@ class DecodingBatch:
         step = settle(step, sent["tokens"], sent["is_soft"], sent["was_forced"])
         if self._late:
             self._keep(logits, step, sent)
-        if not staying:
+        if not len(self._running):
             pending = None
         else:
             ids, weights, noise = step.ids, step.weights, step.embedding_noise
@@ -279,11 +281,18 @@ class DecodingBatch:
             values.append(step.embedding_noise)
         self._recorder.add_late(sent["numbers"], sent["steps"], values)
 
+    def _start_columns(self) -> np.ndarray:
+        """The cache's ``starts``, made anew when they have changed."""
+        if self._known_starts is not self.cache.starts:
+            self._known_starts = self.cache.starts
+            self._starts = np.array(self._known_starts, dtype=np.int64)
+        return self._starts
+
     def _next_logits(self, inputs: Tensor, starts: Tensor) -> Tensor:
         """The model's answer to one more input [N, D] of every running sequence."""
         window = self.cache.window
         columns = torch.arange(window.start, window.end + 1, device=self.device)
-        has_padding = max(self.cache.starts) > window.start
+        has_padding = self._start_columns().max() > window.start
         mask = columns >= starts[:, None] if has_padding else None
         positions = window.end - starts[:, None]
         return forward(self.model, self.cache, mask, positions, inputs_embeds=inputs[:, None])

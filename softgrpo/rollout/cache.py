@@ -111,7 +111,7 @@ class SlotCache(DynamicCache):
                     "need a model that keeps keys and values only"
                 )
         self.capacity = capacity
-        self.starts: list[int] = []
+        self.starts: list[int] = []  # another list whenever one of them changes
         self.window = Window()
         self._slot_layers = [SlotLayer(slots, capacity, self.window) for _ in self.layers]
         self.layers = list(self._slot_layers)
@@ -126,7 +126,7 @@ class SlotCache(DynamicCache):
             layer.allocate(*pair)
             for buffer, x in zip(layer.buffers, pair, strict=True):
                 buffer[rows : rows + copies, :, start : self.window.end] = x
-        self.starts += [start] * copies
+        self.starts = self.starts + [start] * copies
         self.window.start = min(self.starts)
 
     def extract(self, row: int, columns: Tensor) -> KeyValues:

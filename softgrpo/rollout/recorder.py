@@ -38,20 +38,16 @@ class Recorder:
         self.lengths = np.zeros(size, dtype=np.int64)
         # A row for each number and step, one after the other: indexed in one way it is faster.
         self._longest = longest
-        self._ids = np.zeros((size * longest, num_columns), dtype=np.int32)
-        self._scores = np.zeros((size * longest, num_columns), dtype=np.float32)
-        self._num_support = np.zeros(size * longest, dtype=np.int32)
+        self._rows = np.zeros((size * longest, 2 * num_columns + 2), dtype=np.float32)
         self._is_soft = np.zeros(size * longest, dtype=bool)
         self._late = torch.zeros(size, longest, late, device=device)
 
     def add(self, numbers: np.ndarray, record: StepRecord) -> None:
         """The next step of these [N] sequences."""
         lengths = self.lengths[numbers]
-        rows = numbers * self._longest + lengths
-        self._ids[rows] = record.ids
-        self._scores[rows] = record.scores
-        self._num_support[rows] = record.num_support
-        self._is_soft[rows] = record.is_soft
+        places = numbers * self._longest + lengths
+        self._rows[places] = record.rows
+        self._is_soft[places] = record.is_soft
         self.lengths[numbers] = lengths + 1
 
     def add_late(self, numbers: Tensor, steps: Tensor, values: Sequence[Tensor]) -> None:
@@ -68,19 +64,17 @@ class Recorder:
     ) -> SoftTrace:
         """A sequence's steps as a trace of one row; noise [T, D] where an embedding had some."""
         first = number * self._longest
-        rows = slice(first, first + int(self.lengths[number]))
-
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[rows].copy())[None]  # the number will be another's
-
-        columns = np.arange(self._ids.shape[-1])
-        support = torch.from_numpy(columns < self._num_support[rows, None])[None]
+        steps = slice(first, first + int(self.lengths[number]))
+        # Copies: the number will be another's.
+        rows, is_soft = (torch.from_numpy(x[steps].copy()) for x in (self._rows, self._is_soft))
+        count = rows.shape[1] // 2 - 1
+        ids, scores, num_support, _ = rows.split([count, count, 1, 1], dim=1)
         return SoftTrace(
-            ids=tensor(self._ids),
-            scores=tensor(self._scores),
-            support=support,
-            is_soft=tensor(self._is_soft),
-            lengths=torch.tensor([support.shape[1]], dtype=torch.int32),
+            ids=ids.int()[None],
+            scores=scores.contiguous()[None],
+            support=(torch.arange(count) < num_support)[None],
+            is_soft=is_soft[None],
+            lengths=torch.tensor([len(rows)], dtype=torch.int32),
             embedding_noise=None if noise is None else noise.clone()[None],
             settings=config.replay_settings(),
             source=source,

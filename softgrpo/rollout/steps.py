@@ -29,23 +29,27 @@ _NUCLEUS, _WIDER = 128, 16
 
 @dataclass
 class StepRecord:
-    """A step of N sequences on the host.
+    """A step of N sequences on the host, as it came: in one piece.
 
     Attributes:
-        ids: [N, K] int32, by falling weight; zeros behind a token.
-        scores: [N, K] float32, what was drawn; zeros at a token.
-        num_support: [N] int64, how many columns, the first ones, are the support; 0 where forced.
-        entropies: [N] float32, nats; not finite where the logits were not.
+        rows: [N, 2K + 2] float32, which holds every id below 2^24. K ids by falling weight, zeros
+            behind a token; K scores, what was drawn, zeros at a token; how many columns, the first
+            ones, are the support, 0 where forced; the entropy in nats, not finite where the logits
+            were not.
+        tokens: [N] int64, the reported tokens.
         is_soft: [N] bool.
         was_forced: [N] bool.
     """
 
-    ids: np.ndarray
-    scores: np.ndarray
-    num_support: np.ndarray
-    entropies: np.ndarray
+    rows: np.ndarray
+    tokens: np.ndarray
     is_soft: np.ndarray
     was_forced: np.ndarray
+
+    @property
+    def entropies(self) -> np.ndarray:
+        """[N] float32."""
+        return self.rows[:, -1]
 
 
 def advance(
@@ -116,22 +120,24 @@ def decide(
     record: StepRecord, config: ThinkingConfig, phases: ThinkingPhases, numbers: np.ndarray
 ) -> None:
     """Let the phases take notice of a step, and make one-hot in ``record`` what is a token."""
-    progress = phases.update(numbers, record.ids[:, 0].astype(np.int64), record.entropies)
+    progress = phases.update(numbers, record.tokens, record.entropies)
     # The step that ends the thinking is one-hot.
     record.is_soft = progress.was_thinking & ~progress.ended & (config.policy != "discrete")
-    record.was_forced = progress.was_forced
-    record.ids[:, 0] = progress.tokens
-    tokens = (~record.is_soft).nonzero()[0]
-    if len(tokens):
-        record.ids[tokens, 1:] = 0
-        record.scores[tokens] = 0.0
-        record.num_support[tokens] = ~record.was_forced[tokens]
+    record.tokens, record.was_forced = progress.tokens, progress.was_forced
+    ordinary = (~record.is_soft).nonzero()[0]
+    if len(ordinary):
+        record.rows[ordinary, :-1] = 0.0
+        record.rows[ordinary, 0] = record.tokens[ordinary]
+        record.rows[ordinary, -2] = ~record.was_forced[ordinary]
 
 
 def decisions(record: StepRecord) -> dict[str, np.ndarray]:
     """What ``settle`` needs of a record, for ``upload``."""
-    tokens = record.ids[:, 0].astype(np.int64)
-    return {"tokens": tokens, "is_soft": record.is_soft, "was_forced": record.was_forced}
+    return {
+        "tokens": record.tokens,
+        "is_soft": record.is_soft,
+        "was_forced": record.was_forced,
+    }
 
 
 def settle(step: SoftStep, tokens: Tensor, is_soft: Tensor, was_forced: Tensor) -> SoftStep:
@@ -195,7 +201,7 @@ def _draw(
 
 
 def _join(step: SoftStep, is_held: Tensor) -> Tensor:
-    """[N, 2K + 3] float32, which holds every id below 2^24."""
+    """[N, 2K + 3] float32: the rows of a StepRecord, and is_held."""
     columns = (
         step.ids,
         step.scores,
@@ -208,19 +214,10 @@ def _join(step: SoftStep, is_held: Tensor) -> Tensor:
 
 def _read(step: SoftStep, is_held: Tensor) -> tuple[StepRecord, np.ndarray]:
     """A step to the host, in one transfer."""
-    count = step.ids.shape[1]
     host = _join(step, is_held).cpu().numpy()
-    num_support, entropies, is_held_here = host[:, 2 * count :].T
     nothing = np.zeros(len(host), dtype=bool)
-    record = StepRecord(
-        ids=host[:, :count].astype(np.int32),
-        scores=host[:, count : 2 * count],
-        num_support=num_support.astype(np.int64),
-        entropies=entropies,
-        is_soft=nothing,
-        was_forced=nothing,
-    )
-    return record, is_held_here.astype(bool)
+    record = StepRecord(host[:, :-1], host[:, 0].astype(np.int64), nothing, nothing)
+    return record, host[:, -1] > 0
 
 
 def _draw_again(
@@ -240,7 +237,8 @@ def _draw_again(
     step.ids[index, :1] = again.ids
     step.entropy[index] = again.entropy
     read, is_held_here = _read(again, is_held)
-    record.ids[rows, 0], record.entropies[rows] = read.ids[:, 0], read.entropies
+    record.rows[rows, 0], record.tokens[rows] = read.tokens, read.tokens
+    record.entropies[rows] = read.entropies
     return is_held_here
 
 

@@ -206,13 +206,14 @@ class TransformersEngine:
 
 def _streamed(record: StepRecord, config: ThinkingConfig) -> StreamedStep:
     """The step of the one row that runs."""
-    token, is_soft = int(record.ids[0, 0]), bool(record.is_soft[0])
+    token, is_soft = int(record.tokens[0]), bool(record.is_soft[0])
     ids, weights = [token], [1.0]
     if is_soft:
-        count = int(record.num_support[0])
-        scores = torch.from_numpy(record.scores[:1])
-        support = torch.arange(scores.shape[1])[None] < count
-        ids = record.ids[0, :count].tolist()
+        row = torch.from_numpy(record.rows[:1])
+        columns, count = row.shape[1] // 2 - 1, int(row[0, -2])
+        support = torch.arange(columns)[None] < count
+        scores = row[:, columns : 2 * columns]
+        ids = row[0, :count].int().tolist()
         weights = POLICIES[config.policy].weights(scores, support, config)[0, :count].tolist()
     return StreamedStep(token, ids, weights, is_soft, is_forced=bool(record.was_forced[0]))
 

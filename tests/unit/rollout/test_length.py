@@ -31,10 +31,9 @@ def test_bookkeeping_is_linear_in_length():
     for _ in range(LENGTH):
         start = time.perf_counter()
         noise.next(numbers)
-        record = StepRecord(
-            np.full((1, COLUMNS), 7, dtype=np.int32), np.ones((1, COLUMNS), dtype=np.float32),
-            np.array([COLUMNS]), np.ones(1), np.zeros(1, dtype=bool), np.zeros(1, dtype=bool),
-        )  # fmt: skip
+        row = np.full((1, 2 * COLUMNS + 2), 7, dtype=np.float32)
+        no = np.zeros(1, dtype=bool)
+        record = StepRecord(row, np.array([7]), no, no)
         decide(record, config, phases, numbers)
         recorder.add(numbers, record)
         times.append(time.perf_counter() - start)
