@@ -18,7 +18,9 @@ from torch.autograd.function import once_differentiable
 from softgrpo.thinking.blocks import spans
 
 
-def column_logits(hidden: Tensor, weight: Tensor, ids: Tensor, block: int = 2**23) -> Tensor:
+def column_logits(
+    hidden: Tensor, weight: Tensor, ids: Tensor, block: int = 2**23
+) -> tuple[Tensor, Tensor]:
     """hidden @ weight^T at some columns; differentiable once, by hidden and by weight.
 
     Products and sums are float32 at least, elementwise, so that neither autocast nor a matrix
@@ -31,35 +33,40 @@ def column_logits(hidden: Tensor, weight: Tensor, ids: Tensor, block: int = 2**2
         block: Numbers of a block [steps, K, D], 32 MiB in float32; about three are alive at a time.
 
     Returns:
-        [N, K], float32 at least.
+        [N, K], float32 at least; and the weight once more, for its other uses: into what these give
+        it for a gradient this one's is added, where two [V, D] would be held to be summed.
     """
     return _ColumnLogits.apply(hidden, weight, ids, block)
 
 
 class _ColumnLogits(Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, block: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, block: int) -> tuple:
         ctx.save_for_backward(hidden, weight, ids)
+        ctx.set_materialize_grads(False)
         ctx.block = block
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logits = hidden.new_empty(ids.shape, dtype=dtype)
         for rows in _blocks(ids, weight, block):
             columns = F.embedding(ids[rows], weight).to(dtype)
             logits[rows] = columns.mul_(hidden[rows, None]).sum(-1)
-        return logits
+        return logits, weight.view_as(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor | None, grad_weight: Tensor | None) -> tuple:
         hidden, weight, ids = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        if grad is None:
+            return None, grad_weight, None, None
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        if needs_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
         if grad_hidden is not None:
             for rows in _blocks(ids, weight, ctx.block):
                 columns = F.embedding(ids[rows], weight).to(grad.dtype)
                 grad_hidden[rows] = columns.mul_(grad[rows, :, None]).sum(1).to(hidden.dtype)
-        if grad_weight is not None:
+        if needs_weight and grad_weight is not None:
             _add_outer_products(grad_weight, grad, hidden, ids, ctx.block)
         return grad_hidden, grad_weight, None, None
 

@@ -7,7 +7,7 @@ soft-capping. ``check_model`` proves, by running the model, that nothing else ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,10 +51,14 @@ class OutputHead:
 
     def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """[N, K] logits of the columns ids [N, K]; float32 at least, whatever autocast says."""
-        logits = column_logits(hidden, self.weight, ids.long())
+        return self.columns(hidden, ids)[0]
+
+    def columns(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, OutputHead]:
+        """As ``logits_at``; and the head for what else is computed with it, see column_logits."""
+        logits, weight = column_logits(hidden, self.weight, ids.long())
         if self.bias is not None:
             logits = logits + self.bias[ids.long()].to(logits.dtype)
-        return self.finish(logits)
+        return self.finish(logits), replace(self, weight=weight)
 
     def finish(self, logits: Tensor) -> Tensor:
         """What the model does to its product: the scale, then the cap; any columns."""

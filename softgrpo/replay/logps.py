@@ -181,16 +181,19 @@ def replay_steps(
     logps = hidden.new_zeros(len(hidden), dtype=dtype)
     entropies = torch.zeros_like(logps)
     soft, tokens = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
-    parts = [(tokens, _tokens(hidden[tokens], head, ids[tokens, 0], objective))]
+    parts = []
+    # Soft steps also where there are none, but for ordinary GRPO: a sharded embedding is called as
+    # often in every process, and the head is in the graph of every pass.
     if objective.density != "token":
-        # Also where no step is soft: a sharded embedding is called as often in every process.
-        columns = head.logits_at(hidden[soft], ids[soft])
+        columns, head = head.columns(hidden[soft], ids[soft])
         noise = None if embedding_noise is None else embedding_noise[soft]
         edge = densities.clamp_edge(_computed_in(hidden))
         replayed = _soft_steps(
             columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
         )
         parts.append((soft, replayed))
+    if len(tokens) or not parts:
+        parts.append((tokens, _tokens(hidden[tokens], head, ids[tokens, 0], objective)))
     for rows, part in parts:
         logps = logps.index_copy(0, rows, part.logps.to(dtype))
         entropies = entropies.index_copy(0, rows, part.entropies.to(dtype))
