@@ -146,11 +146,9 @@ class DecodingBatch:
             step, record = self._draw(pending)
             yield record
             numbers, reasons = self._running, self._finish_reasons(record)
-            ended = [row for row, reason in enumerate(reasons) if reason is not None]
-            pending, late = self._next(pending.logits, step, record, ended)
-            for place, row in enumerate(ended):
-                number, reason = int(numbers[row]), reasons[row]
-                assert reason is not None
+            pending, late = self._next(pending.logits, step, record, list(reasons))
+            for place, (row, reason) in enumerate(reasons.items()):
+                number = int(numbers[row])
                 values = None if late is None else late[place]
                 on_finished(int(self._index[number]), self._rollout(number, reason, values, decode))
                 self._phases.end(number)
@@ -207,14 +205,12 @@ class DecodingBatch:
         self._recorder.add(self._running, record)
         return step, record
 
-    def _finish_reasons(self, record: StepRecord) -> list[FinishReason | None]:
-        """Why each running sequence has ended with this step, or None."""
+    def _finish_reasons(self, record: StepRecord) -> dict[int, FinishReason]:
+        """The rows that have ended with this step, in order, and why."""
         is_last = self._recorder.lengths[self._running] == self._limits[self._index[self._running]]
         is_stop = (record.tokens[:, None] == self._eos_token_ids).any(axis=1)
-        reasons: list[FinishReason | None] = [None] * len(is_last)
-        for row in (is_last | is_stop).nonzero()[0].tolist():
-            reasons[row] = "stop" if is_stop[row] else "length"
-        return reasons
+        ended = (is_last | is_stop).nonzero()[0].tolist()
+        return {row: "stop" if is_stop[row] else "length" for row in ended}
 
     def _next(
         self, logits: Tensor, step: SoftStep, record: StepRecord, ended: list[int]

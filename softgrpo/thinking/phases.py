@@ -163,36 +163,31 @@ class ThinkingPhases:
             entropies: [N] float, of the supports in nats, for cold stop.
         """
         thinks = self.is_thinking[numbers]
-        ended, was_forced = np.zeros_like(thinks), np.zeros_like(thinks)
+        ended, was_forced = np.zeros((2, len(numbers)), dtype=bool)
         if self._forced:
             tokens = tokens.copy()
             for row, number in enumerate(numbers.tolist()):
                 if number in self._forced:
                     tokens[row], was_forced[row] = self._next_forced(number), True
-        if thinks.any():
-            rows = thinks.nonzero()[0]
-            self._think(rows, numbers[rows], tokens[rows], entropies[rows], ended)
+        if thinks.all():
+            ended = self._think(numbers, tokens, entropies)
+        elif thinks.any():
+            ended[thinks] = self._think(numbers[thinks], tokens[thinks], entropies[thinks])
         return Progress(tokens, thinks, ended, was_forced)
 
-    def _think(
-        self,
-        rows: np.ndarray,
-        numbers: np.ndarray,
-        tokens: np.ndarray,
-        entropies: np.ndarray,
-        ended: np.ndarray,
-    ) -> None:
-        """One step of rows that think; sets ``ended`` where a marker ended it."""
+    def _think(self, numbers: np.ndarray, tokens: np.ndarray, entropies: np.ndarray) -> np.ndarray:
+        """One step of sequences that think; [N] bool, where a marker ended it."""
         config = self._config
         steps = self._num_steps[numbers]
         self._num_steps[numbers] = steps + 1
-        goes_on = np.ones(len(rows), dtype=bool)
+        ended = np.zeros(len(numbers), dtype=bool)
         if self._markers.strings:
             self._tails[numbers, steps % self._markers.tail] = tokens
             for i in self._markers.may_end(tokens).nonzero()[0].tolist():
                 if self._markers.ends(self._tail(int(numbers[i]))):
-                    goes_on[i], ended[rows[i]] = False, True
+                    ended[i] = True
                     self._stop(int(numbers[i]), "marker")
+        goes_on = ~ended
         if config.cold_stop_entropy is not None:
             is_cold = entropies < config.cold_stop_entropy
             self._num_cold[numbers] = np.where(is_cold, self._num_cold[numbers] + 1, 0)
@@ -204,6 +199,7 @@ class ThinkingPhases:
             stops = goes_on & (self._num_steps[numbers] == config.max_think_tokens)
             for number in numbers[stops].tolist():
                 self._stop(number, "budget")
+        return ended
 
     def _tail(self, number: int) -> list[int]:
         """The last tokens of a sequence, or all of them."""
