@@ -91,7 +91,7 @@ def run(
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tokenizer = _tokenizer(config.vocab_size)
-    marks = {"loaded": _resident()}
+    marks: dict[str, float] = {}
     questions = [
         " ".join(f"w{100 * row + i}" for i in range(PROMPT_TOKENS)) for row in range(prompts)
     ]
@@ -158,18 +158,13 @@ def _tokenizer(size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0", eos_token="w1")
 
 
-def _resident() -> float:
-    return _status("VmRSS")
-
-
 def _peak() -> float:
-    return _status("VmHWM")
+    """The most that this process has held, GiB (Linux)."""
+    from softgrpo.training.memory import held
 
-
-def _status(name: str) -> float:
-    """Of this process, GiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
+    memory = held(torch.device("cpu"))
+    assert memory is not None
+    return memory[1] / 2**30
 
 
 if __name__ == "__main__":

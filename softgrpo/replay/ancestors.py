@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softgrpo.replay.kernels import product_dtype
 from softgrpo.replay.layouts import Layout, choose_layout
 from softgrpo.replay.packing import Packed, pack
 
@@ -99,9 +100,7 @@ def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> Tensor:
         # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
         repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
         device = packed.source.device
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        layout = choose_layout(packed, device, dtype)
+        layout = choose_layout(packed, device, product_dtype(device, dtype))
         return AncestorMask.of(packed, layout, config.num_key_value_heads if repeats else None)
     hidden = ~ancestor_matrix(packed)[None, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(

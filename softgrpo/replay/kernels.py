@@ -1,10 +1,11 @@
-"""Which of torch's attention kernels are used."""
+"""Which of torch's attention kernels are used, and in which dtype products are computed."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -19,3 +20,9 @@ def without_cudnn() -> AbstractContextManager[Any]:
     return sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """In which a product of tensors of this dtype is computed: autocast's, where that is on."""
+    is_cast = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_cast else dtype

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from softgrpo.replay.kernels import product_dtype
 from softgrpo.replay.packing import Packed
 
 # On a CPU completions of so many tokens attend without masks, unless prompts are longer still.
@@ -261,9 +262,8 @@ class Varlen:
                 f"attention_dropout={options['dropout_p']}: packed rows attend without dropout on "
                 "a GPU; set it to 0, or share_prompts: false"
             )
-        kind = query.device.type
-        if torch.is_autocast_enabled(kind):  # which does not know the kernel
-            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+        # Autocast does not know the kernel.
+        query, key, value = (x.to(product_dtype(x.device, x.dtype)) for x in (query, key, value))
         output = self.kernel(
             query.index_select(0, self.queries),
             key.index_select(0, self.keys),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softgrpo.replay.head import OutputHead
+from softgrpo.replay.kernels import product_dtype
 from softgrpo.replay.tokens import token_logps, tokens_from_hidden
 from softgrpo.thinking import densities
 from softgrpo.thinking.densities import DensityName, Reduction
@@ -140,7 +141,7 @@ def replay_rows(
         # Gathered before rows are chosen, which would copy them whole; a token's other ids are 0.
         columns = logits.gather(-1, ids.long())[soft].to(dtype)
         noise = None if embedding_noise is None else embedding_noise[soft]
-        edge = densities.clamp_edge(_computed_in(logits))
+        edge = densities.clamp_edge(product_dtype(logits.device, logits.dtype))
         replayed = _soft_steps(
             columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
         )
@@ -187,7 +188,7 @@ def replay_steps(
     if objective.density != "token":
         columns, head = head.columns(hidden[soft], ids[soft])
         noise = None if embedding_noise is None else embedding_noise[soft]
-        edge = densities.clamp_edge(_computed_in(hidden))
+        edge = densities.clamp_edge(product_dtype(hidden.device, hidden.dtype))
         replayed = _soft_steps(
             columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
         )
@@ -233,10 +234,3 @@ def _soft_steps(
     else:
         logps = objective.log_density(logits, scores, support, edge)
     return Replayed(logps, entropies)
-
-
-def _computed_in(values: Tensor) -> torch.dtype:
-    """The dtype of the products behind a model's output, which autocast may have widened again."""
-    device = values.device.type
-    is_cast = torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if is_cast else values.dtype

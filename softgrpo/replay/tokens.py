@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from softgrpo.replay.head import OutputHead
+from softgrpo.replay.kernels import product_dtype
 from softgrpo.thinking.blocks import row_blocks, spans
 
 # exp of it is 0, as is that of -inf; but 0 times it is 0 as well.
@@ -115,7 +116,7 @@ class _ChunkedTokens(Function):
     ) -> tuple:
         ctx.save_for_backward(hidden, weight, bias, labels)
         ctx.finish, ctx.temperature, ctx.chunk = head.finish, temperature, chunk
-        ctx.dtype = _product_dtype(hidden)
+        ctx.dtype = product_dtype(hidden.device, hidden.dtype)
         weight = weight.to(ctx.dtype)
         parts = [
             token_logps(
@@ -150,12 +151,6 @@ class _ChunkedTokens(Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
-
-
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """In which a linear layer multiplies: autocast's where it is on."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,6 +24,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from softgrpo.replay.kernels import product_dtype
+
 # Of an accelerator's free memory, for a cache whose size nobody has set.
 _CACHE_SHARE = 0.7
 
@@ -76,12 +78,10 @@ class SlotLayer(DynamicLayer):
         """
         if not self.buffers:
             self.lazy_initialization(*states)
-            kind = states[0].device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             self.buffers = tuple(
                 torch.zeros(
                     (self._slots, x.shape[-3], self._capacity, x.shape[-1]),
-                    dtype=dtype or x.dtype,
+                    dtype=product_dtype(x.device, x.dtype),
                     device=x.device,
                 )
                 for x in states
@@ -234,8 +234,7 @@ def affordable_tokens(model: Any) -> int | None:
         unused = kept - torch.accelerator.memory_allocated(weight.device)
     except (RuntimeError, AttributeError):
         return None
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    dtype = product_dtype(weight.device, weight.dtype)
     return int(_CACHE_SHARE * (free + unused)) // bytes_of_a_token(model.config, dtype)
 
 
