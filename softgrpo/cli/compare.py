@@ -18,10 +18,12 @@ from softgrpo.evaluation import (
     Score,
     average,
     default_ks,
+    is_records,
     paired_tests,
     read_records,
     score,
 )
+from softgrpo.files import require_regular, write_whole
 from softgrpo.reports import format_table, interval, paper_rows
 
 _PAIRS_SHOWN = 60
@@ -31,17 +33,26 @@ Format = Literal["text", "markdown", "latex", "csv", "json"]
 
 def run(options: argparse.Namespace) -> int:
     """Print the table, the tests and the notes in the format asked for."""
+    if options.output:
+        _check_output(Path(options.output))
     runs = load_runs(options.results)
     ks = sorted(set(options.k)) if options.k else default_ks(runs)
     if ks[0] < 1:
         raise ValueError(f"--k {ks[0]}: must be at least 1")
     text = render(runs, ks, options.format, options.paper)
     if options.output:
-        Path(options.output).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(options.output), text + "\n")
         print(f"written to {options.output}")
     else:
         print(text)
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Refuse to write a table over samples."""
+    require_regular(path)
+    if path.exists() and path.stat().st_size and is_records(path):
+        raise ValueError(f"--output {path}: is a file of records; choose another name")
 
 
 def load_runs(places: Sequence[str]) -> list[Run]:

@@ -20,9 +20,9 @@ from softgrpo.cli.compare import file_stem, load_runs, render
 from softgrpo.cli.evaluating import Judge, evaluate_to_file, make_judge
 from softgrpo.cli.problems import LAB_TASK, load
 from softgrpo.cli.progress import duration
-from softgrpo.cli.run_directory import write_json
 from softgrpo.cli.style import Style, given_thinking, read_style
-from softgrpo.evaluation import default_ks, tokenize_prompts
+from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
+from softgrpo.files import entries, locked, write_json, write_whole
 from softgrpo.models import default_device, load_tokenizer, load_weights, resolve_model
 from softgrpo.rollout import TransformersEngine
 from softgrpo.tasks import BENCHMARKS, BOXED, Problem, PromptFormat, load_benchmark, load_problems
@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-soft": {**_PAPER_LIMITS, "policy": "gumbel", **_PAPER_BASE, "tau": 0.5},
 }
 _SAMPLES, _MAX_NEW_TOKENS = 8, 2048
+
+_SUMMARIES = ("summary.md", "cost.json")  # beside the records
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     style = read_style(options.model, thinking)
     tasks = _tasks(options, style)
     output = Path(options.output or _default_output(options, style))
-    _clear(output, tasks, options.overwrite)
+    _check_output(output, tasks)
 
     tokenizer = load_tokenizer(
         options.model, options.trust_remote_code, options.revision, options.subfolder
@@ -86,27 +88,32 @@ def run(options: argparse.Namespace) -> int:
     most = options.max_new_tokens or style.max_new_tokens or _MAX_NEW_TOKENS
     longest = _check_context(prompt_ids, most, _context_length(options))
     engine = _engine(options, tokenizer, longest + most)
-    try:
-        for task in tasks:
-            evaluate_to_file(
-                engine,
-                task.problems,
-                prompt_ids[task.name],
-                style.thinking,
-                output / f"{file_stem(task.name)}.jsonl",
-                label=task.name,
-                settings=_settings(options, task, chat),
-                num_samples=options.samples,
-                max_new_tokens=most,
-                seed=options.seed,
-                judge=task.judge,
-                batch_size=_PARTS * options.batch_size,
-            )
-    except KeyboardInterrupt:
-        again = shlex.join(["softgrpo", *sys.argv[1:]])
-        print(f"\nwhat is finished is in {output}; go on with: {again}", flush=True)
-        return 130
-    _report(output, started, cpu)
+    with locked(output):
+        _check_output(output, tasks)
+        if options.overwrite:
+            for task in tasks:
+                _records(output, task).unlink(missing_ok=True)
+        try:
+            for task in tasks:
+                evaluate_to_file(
+                    engine,
+                    task.problems,
+                    prompt_ids[task.name],
+                    style.thinking,
+                    _records(output, task),
+                    label=task.name,
+                    settings=_settings(options, task, chat),
+                    num_samples=options.samples,
+                    max_new_tokens=most,
+                    seed=options.seed,
+                    judge=task.judge,
+                    batch_size=_PARTS * options.batch_size,
+                )
+        except KeyboardInterrupt:
+            again = shlex.join(["softgrpo", *sys.argv[1:]])
+            print(f"\nwhat is finished is in {output}; go on with: {again}", flush=True)
+            return 130
+        _report(output, started, cpu)
     return 0
 
 
@@ -313,10 +320,29 @@ def _default_output(options: argparse.Namespace, style: Style) -> str:
     return f"results/{model}-{options.preset or style.thinking.policy}"
 
 
-def _clear(output: Path, tasks: Sequence[_Task], overwrite: bool) -> None:
-    if overwrite:
-        for task in tasks:
-            (output / f"{file_stem(task.name)}.jsonl").unlink(missing_ok=True)
+def _records(output: Path, task: _Task) -> Path:
+    return output / f"{file_stem(task.name)}.jsonl"
+
+
+def _check_output(output: Path, tasks: Sequence[_Task]) -> None:
+    """Refuse to write over what no evaluation has written; touches nothing.
+
+    Raises:
+        ValueError: The output is a file, or holds files of such names that are not ours.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file")
+    for task in tasks:
+        path = _records(output, task)
+        if path.exists() and not is_records(path):
+            raise ValueError(
+                f"--output {output}: {path.name} there is no file of records; choose another folder"
+            )
+    foreign = [path.name for path in entries(output) if path.name in _SUMMARIES]
+    if foreign and not any(map(is_records, output.glob("*.jsonl"))):
+        raise ValueError(
+            f"--output {output}: {foreign[0]} there belongs to no evaluation; choose another folder"
+        )
 
 
 def _report(output: Path, started: float, cpu: float) -> None:
@@ -324,9 +350,10 @@ def _report(output: Path, started: float, cpu: float) -> None:
     ks = default_ks(runs)
     wall, spent = time.perf_counter() - started, time.process_time() - cpu
     print("\n" + render(runs, ks, "text", None))
-    (output / "summary.md").write_text(render(runs, ks, "markdown", None) + "\n", encoding="utf-8")
+    summary, spending = _SUMMARIES
+    write_whole(output / summary, render(runs, ks, "markdown", None) + "\n")
     write_json(
-        output / "cost.json",
+        output / spending,
         {"wall_seconds_of_the_last_start": wall, "cpu_seconds_of_the_last_start": spent},
     )
     print(f"\n{duration(wall)}, {spent:.0f} CPU-seconds; records and summary.md in {output}")

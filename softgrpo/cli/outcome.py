@@ -12,7 +12,8 @@ import torch
 from softgrpo.cli.evaluating import evaluate_to_file
 from softgrpo.cli.plan import Plan
 from softgrpo.cli.progress import duration
-from softgrpo.cli.run_directory import RunDirectory, write_json
+from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.files import write_json
 from softgrpo.reports import before_after_table
 
 Summaries = dict[str, dict[str, float | int]]

@@ -3,7 +3,7 @@
 from softgrpo.evaluation.compare import Pair, Run, Score, average, default_ks, paired_tests, score
 from softgrpo.evaluation.evaluate import evaluate, to_record
 from softgrpo.evaluation.prompts import tokenize_prompts
-from softgrpo.evaluation.records import Record, RecordFile, read_records
+from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
 from softgrpo.evaluation.results import Results
 from softgrpo.evaluation.statistics import Comparison, Estimate, bootstrap, compare_paired
 
@@ -21,6 +21,7 @@ __all__ = [
     "compare_paired",
     "default_ks",
     "evaluate",
+    "is_records",
     "paired_tests",
     "read_records",
     "score",

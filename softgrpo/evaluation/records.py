@@ -8,15 +8,21 @@ evaluation goes on where it was.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
+
+from softgrpo.files import require_regular
 
 FORMAT = "softgrpo-records/1"
+_START = b'{"format": "softgrpo-records/'
+_LONGEST_LINE = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class RecordFile:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self._lock = Lock()
+        require_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")  # noqa: SIM115 (closed by close)
         try:
@@ -94,7 +101,9 @@ class RecordFile:
             self.records[record.key] = record
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Have the disk hold all records, and let others have the file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
 
     def __enter__(self) -> RecordFile:
@@ -105,12 +114,12 @@ class RecordFile:
 
     def _recover(self, settings: dict[str, Any]) -> tuple[dict[tuple[str, int], Record], int]:
         self._file.seek(0)
-        content = self._file.read()
-        if b"\n" not in content:  # nothing, or killed within the first line
-            self._file.truncate(0)
+        first = self._file.readline(_LONGEST_LINE)
+        if not first.endswith(b"\n") and _START.startswith(first[: len(_START)]):
+            self._file.truncate(0)  # nothing, or killed within the first line
             self._write({"format": FORMAT, "settings": settings})
             return {}, 0
-        there, records, whole = _parse(content, self.path)
+        there, records, whole = _parse(self._file, self.path)
         before, now = dict(_flat(there)), dict(_flat(settings))
         changes = [
             f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
@@ -122,10 +131,18 @@ class RecordFile:
                 f"{self.path}: made with other settings: {'; '.join(changes)}; write elsewhere "
                 "(--output), or begin anew (--overwrite)"
             )
-        if damaged := content[whole:]:
-            self.path.with_name(f"{self.path.name}.damaged").write_bytes(damaged)
-            self._file.truncate(whole)
-        return {record.key: record for record in records}, len(damaged)
+        if dropped := self._file.seek(0, os.SEEK_END) - whole:
+            self._put_aside(whole)
+        return {record.key: record for record in records}, dropped
+
+    def _put_aside(self, whole: int) -> None:
+        """Move what is behind the last whole line into a file of its own."""
+        names = itertools.chain([""], (f".{i}" for i in itertools.count(2)))
+        paths = (Path(f"{self.path}.damaged{name}") for name in names)
+        self._file.seek(whole)
+        with open(next(path for path in paths if not path.exists()), "xb") as aside:
+            shutil.copyfileobj(self._file, aside)
+        self._file.truncate(whole)
 
     def _write(self, value: Mapping[str, Any]) -> None:
         # surrogatepass would not be UTF-8; the escapes of ASCII JSON hold whatever a model wrote.
@@ -139,17 +156,27 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record], int]:
     Raises:
         ValueError: No such file, or no file of records.
     """
+    require_regular(path)
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            settings, records, whole = _parse(file, path)
+            return settings, records, file.seek(0, os.SEEK_END) - whole
     except OSError as error:
         raise ValueError(f"{path}: {os.strerror(error.errno or 0)}") from error
-    settings, records, whole = _parse(content, path)
-    return settings, records, len(content) - whole
 
 
-def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], list[Record], int]:
+def is_records(path: Path) -> bool:
+    """Whether a file begins as a file of records, of this version or another, or is empty."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return _START.startswith(file.read(len(_START)))
+
+
+def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Any], list[Record], int]:
     """Settings, records, and the length of what is whole."""
-    first, _, rest = content.partition(b"\n")
+    file.seek(0)
+    first = file.readline(_LONGEST_LINE)
     try:
         header = json.loads(first)
         version, settings = header["format"], header["settings"]
@@ -160,13 +187,13 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], list[Record], in
     if version != FORMAT:
         raise ValueError(f"{path}: format {version!r}; this version of softgrpo reads {FORMAT!r}")
     records: dict[tuple[str, int], Record] = {}
-    whole = len(first) + 1
-    for line in rest.split(b"\n")[:-1]:
+    whole = len(first)
+    while (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
         record = _to_record(line)
         if record is None:
             break
         records[record.key] = record
-        whole += len(line) + 1
+        whole += len(line)
     return settings, list(records.values()), whole
 
 

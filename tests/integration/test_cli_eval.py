@@ -15,6 +15,7 @@ import pytest
 
 from softgrpo.cli.main import main
 from softgrpo.evaluation import read_records
+from softgrpo.files import locked
 from softgrpo.lab.chains import make_problems
 from tests.helpers import ROOT, save_tiny_model
 
@@ -103,6 +104,52 @@ def test_a_changed_setting_is_refused_unless_told_otherwise(problems, tmp_path, 
     assert _only_file(output).read_bytes() == before
     assert main(_command(problems, output, "--limit", "2", "--tau", "0.5", "--overwrite")) == 0
     assert read_records(_only_file(output))[0]["thinking"]["tau"] == 0.5
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["", "overwrite"])
+@pytest.mark.parametrize("link", [False, True], ids=["itself", "by a link"])
+def test_problems_are_never_written_over(problems, tmp_path, capsys, overwrite, link):
+    folder = tmp_path / "problems"
+    folder.mkdir()
+    task, output = folder / "chains.jsonl", folder
+    task.write_bytes(problems.read_bytes())
+    (folder / "gsm8k.jsonl").write_bytes(problems.read_bytes())
+    if link:
+        output = tmp_path / "link"
+        output.symlink_to(folder)
+    data = ["eval", "lab", "--benchmarks", "gsm8k", "--data", str(folder), "--output", str(output)]
+    for command in (_command(task, output, *overwrite), [*data, *overwrite]):
+        assert main(command) == 2
+        assert "no file of records" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"chains.jsonl", "gsm8k.jsonl"}
+    assert task.read_bytes() == (folder / "gsm8k.jsonl").read_bytes() == problems.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["summary.md", "cost.json"])
+def test_a_summary_of_somebody_else_s_is_left_alone(problems, tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine")
+    assert main(_command(problems, tmp_path, "--limit", "2", "--overwrite")) == 2
+    assert name in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_folder_is_one_evaluation_s_at_a_time(problems, tmp_path, capsys):
+    assert main(_command(problems, tmp_path, "--limit", "2")) == 0
+    before = _only_file(tmp_path).read_bytes()
+    with locked(tmp_path):
+        for more in ([], ["--overwrite"], ["--overwrite", "--tau", "0.5"]):
+            assert main(_command(problems, tmp_path, "--limit", "4", *more)) == 2
+            assert "another process is writing" in capsys.readouterr().err
+    assert _only_file(tmp_path).read_bytes() == before
+
+
+def test_a_table_is_not_written_over_samples(problems, tmp_path, capsys):
+    assert main(_command(problems, tmp_path, "--limit", "2")) == 0
+    records = _only_file(tmp_path)
+    before = records.read_bytes()
+    assert main(["compare", str(tmp_path), "--output", str(records)]) == 2
+    assert "is a file of records" in capsys.readouterr().err
+    assert records.read_bytes() == before
 
 
 def test_killed_at_twenty_moments_the_records_are_the_uninterrupted_runs(problems, tmp_path):

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room -> the rooms it may import, itself aside. A module beside the rooms is a room.
 _METHOD = {"thinking", "replay", "rollout"}
-_LEAVES = {"rewards", "tasks", "reports", "lab", "planning", "models"}
+_LEAVES = {"rewards", "tasks", "reports", "lab", "planning", "models", "files", "checkpoints"}
 MAY_IMPORT = {
     "thinking": set(),
     "replay": {"thinking"},
@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "reports": set(),
     "lab": {"rewards", "tasks"},
     "planning": set(),
-    "models": {"lab"},
+    "models": {"lab", "checkpoints"},
+    "files": set(),
+    "checkpoints": {"files"},
     "cli": _METHOD | _LEAVES | {"training", "evaluation"},
 }  # fmt: skip
 ONLY_IN = {"trl": {"training", "cli"}, "matplotlib": {"reports"}, "vllm": {"rollout"}}

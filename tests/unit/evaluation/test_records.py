@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,45 @@ def test_a_half_written_line_is_cut_off_kept_aside_and_said(tmp_path, cut):
     assert path.read_bytes() == whole
     lost = whole.split(b"\n")[2] + b"\n"
     assert (tmp_path / "a.jsonl.damaged").read_bytes() == lost[:-cut]
+
+
+def test_what_was_put_aside_stays_when_more_is(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for lost in (b"one", b"two", b"three"):
+        with RecordFile(path, SETTINGS):
+            pass
+        path.write_bytes(path.read_bytes() + lost)
+        RecordFile(path, SETTINGS).close()
+    aside = [tmp_path / f"a.jsonl.damaged{number}" for number in ("", ".2", ".3")]
+    assert [file.read_bytes() for file in aside] == [b"one", b"two", b"three"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"notes without an end", b'{"question": "2+2"}', b"\x00" * 9, b"{", b'{"format": "softgrpo-n'],
+)
+def test_only_the_beginning_of_our_own_first_line_is_written_over(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    if b'{"format": "softgrpo-records/1"'.startswith(content):
+        RecordFile(path, SETTINGS).close()
+        return
+    with pytest.raises(ValueError, match="not a file of records"):
+        RecordFile(path, SETTINGS)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero", "/dev/null", "/"])
+def test_what_is_no_regular_file_is_refused_unread(path):
+    for touch in (lambda: RecordFile(Path(path), SETTINGS), lambda: read_records(Path(path))):
+        with pytest.raises(ValueError, match="not a regular file|a folder"):
+            touch()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="not a regular file"):
+        RecordFile(tmp_path / "a.jsonl", SETTINGS)
 
 
 @pytest.mark.parametrize("garbage", [b"\x00\xff\n", b"{}\n", b"[1]\n", b'{"problem_id": "p/9"}\n'])

@@ -1,0 +1,71 @@
+"""Files that are written to, so that nothing of anybody else's is lost by it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_LOCK = ".softgrpo.lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder, which is made where it is missing.
+
+    The system takes the lock back from a process that has ended, however it ended.
+
+    Raises:
+        ValueError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{folder}: another process is writing to it") from error
+        yield
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, but for its lock; nothing where there is no folder."""
+    return [path for path in folder.iterdir() if path.name != _LOCK] if folder.is_dir() else []
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what can be opened and is no file: a device has no end, a pipe has no beginning.
+
+    Raises:
+        ValueError: The path is there and is something else than a regular file.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise ValueError(f"{path}: is {what}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; neither a kill nor a power loss leaves half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2))
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file or the names in a folder: from here on a power loss spares it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""Folders that one process writes to at a time, files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from softgrpo.files import entries, locked, require_regular, write_whole
+from tests.helpers import ROOT
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder):
+        with pytest.raises(ValueError, match="another process"), locked(folder):
+            pass
+        assert entries(folder) == []
+    with locked(folder):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from softgrpo.files import locked
+with locked(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT)
+    assert killed.returncode == -9
+    with locked(tmp_path):
+        pass
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "table.md"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old"
+
+
+def test_devices_pipes_and_folders_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="is a folder|not a regular file"):
+            require_regular(path)
+    require_regular(tmp_path / "new")
