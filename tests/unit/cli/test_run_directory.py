@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from softgrpo.checkpoints import seal
 from softgrpo.cli.callbacks import keep_until
 from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.models import resolve_model
@@ -12,10 +13,17 @@ from softgrpo.models import resolve_model
 def _checkpoint(run, step):
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    for name in ("model.safetensors", "rollouts_0.safetensors", "config.json"):
+    for name in ("model.safetensors", "rollouts_0.safetensors", "config.json", "optimizer.pt"):
         (folder / name).write_bytes(b"x")
     (folder / "trainer_state.json").write_text("{}")
+    seal(folder)
     return folder
+
+
+def _run(folder, **config):
+    directory = RunDirectory(folder)
+    directory.write_config(config, "softgrpo train r.yaml", 3)
+    return directory
 
 
 def test_an_empty_or_new_folder_is_free(tmp_path):
@@ -24,20 +32,52 @@ def test_an_empty_or_new_folder_is_free(tmp_path):
 
 
 def test_another_run_is_refused_unless_told(tmp_path):
-    (tmp_path / "config.yaml").write_text("{}")
+    directory = _run(tmp_path)
     with pytest.raises(ValueError, match="output_dir.*--resume.*--overwrite"):
-        RunDirectory(tmp_path).check(resume=False, overwrite=False)
-    RunDirectory(tmp_path).check(resume=True, overwrite=False)
-    RunDirectory(tmp_path).check(resume=False, overwrite=True)
+        directory.check(resume=False, overwrite=False)
+    directory.check(resume=True, overwrite=False)
+    directory.check(resume=False, overwrite=True)
 
 
-def test_foreign_files_are_refused_even_with_overwrite_and_never_deleted(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="output_dir"):
-        RunDirectory(tmp_path).check(resume=False, overwrite=True)
-    _checkpoint(tmp_path, 3)
-    RunDirectory(tmp_path).clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "years of work"},
+        {"config.yaml": "{}"},
+        {"config.yaml": "model: x\noutput_dir: y\n", "model/weights.bin": "w"},
+        {"versions.json": '{"python": "3.11"}', "config.yaml": "a: 1"},
+        {"versions.json": "not JSON", "metrics.jsonl": "mine"},
+    ],
+    ids=lambda files: " ".join(files),
+)
+def test_what_is_no_run_is_refused_whatever_its_files_are_called(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    for options in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        with pytest.raises(ValueError, match="output_dir.*no run's"):
+            RunDirectory(tmp_path).check(**options)
+
+
+def test_only_what_a_run_wrote_is_deleted(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    directory = _run(run)
+    elsewhere.mkdir()
+    (elsewhere / "weights.bin").write_text("w")
+    ours = ["metrics.jsonl", "curves.png", "README.md", "evaluation/before-soft.jsonl",
+            "evaluation/after-discrete.jsonl.damaged", "evaluation/summary.json",
+            "samples/step-10.jsonl", "model/config.json"]  # fmt: skip
+    theirs = ["thesis.tex", "evaluation/notes.md", "checkpoint-best/model.safetensors", "a.jsonl"]
+    for name in ours + theirs:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("x")
+    _checkpoint(run, 3)
+    (run / "checkpoint-7").symlink_to(elsewhere)
+    (run / "runs").symlink_to(elsewhere)
+    directory.clear()
+    assert sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) == sorted(theirs)
+    assert not (run / "checkpoint-7").is_symlink() and not (run / "samples").exists()
+    assert (elsewhere / "weights.bin").read_text() == "w"
 
 
 def test_the_last_complete_checkpoint(tmp_path):
@@ -45,9 +85,15 @@ def test_the_last_complete_checkpoint(tmp_path):
         _checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-12" / "model.safetensors").unlink()
     (tmp_path / "checkpoint-14" / "trainer_state.json").write_text('{"log_hist')
+    _checkpoint(tmp_path, 16).joinpath("complete.json").unlink()
+    _checkpoint(tmp_path, 18).joinpath("complete.json").write_text('{"files"')
+    _checkpoint(tmp_path, 20).joinpath("optimizer.pt").unlink()
+    _checkpoint(tmp_path, 22).joinpath("optimizer.pt").write_bytes(b"")
     good, incomplete = RunDirectory(tmp_path).last_checkpoint()
     assert good == tmp_path / "checkpoint-10"
-    assert [folder.name for folder in incomplete] == ["checkpoint-12", "checkpoint-14"]
+    assert [folder.name for folder in incomplete] == [
+        f"checkpoint-{step}" for step in (12, 14, 16, 18, 20, 22)
+    ]
     assert resolve_model(str(tmp_path)) == str(good)
     (tmp_path / "model").mkdir()
     assert resolve_model(str(tmp_path)) == str(tmp_path / "model")

@@ -1,0 +1,62 @@
+"""Which checkpoints of a run are whole. A list of all files and their sizes is written last.
+
+Its files are on the disk by then, not only on their way to it: where the list is, everything is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from softgrpo.files import sync, write_json
+
+_LIST = "complete.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Say that a checkpoint is whole, once every process has written its part."""
+    paths = sorted(checkpoint.rglob("*"))
+    for path in paths:
+        sync(path)
+    sizes = {
+        str(path.relative_to(checkpoint)): path.stat().st_size for path in paths if path.is_file()
+    }
+    sync(checkpoint)
+    sync(checkpoint.parent)
+    write_json(checkpoint / _LIST, {"files": sizes})
+
+
+def complete_checkpoints(run: Path) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of a run that can be resumed, oldest first, and those that are incomplete."""
+    folders = [p for p in run.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    folders.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    complete = [folder for folder in folders if _is_complete(folder)]
+    return complete, [folder for folder in folders if folder not in complete]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / _LIST).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except FileNotFoundError as error:
+        # Earlier there was no list, and the trainer's state was the last thing to be written.
+        return error.filename == str(checkpoint / _LIST) and _looks_complete(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _looks_complete(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    needed = (
+        "*model*.safetensors", "rollouts_*.safetensors", "optimizer*", "scheduler.pt", "rng_state*"
+    )  # fmt: skip
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return (
+        isinstance(state, dict)
+        and isinstance(state.get("global_step"), int)
+        and all(any(checkpoint.glob(pattern)) for pattern in needed)
+        and all(path.stat().st_size for path in files)
+    )

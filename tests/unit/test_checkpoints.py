@@ -1,0 +1,83 @@
+"""A checkpoint is whole, or it is none."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from softgrpo.checkpoints import complete_checkpoints, seal
+
+FILES = {
+    "model.safetensors": b"weights", "optimizer.pt": b"moments", "scheduler.pt": b"rate",
+    "rng_state.pth": b"noise", "rollouts_0.safetensors": b"rollouts",
+    "trainer_state.json": b'{"global_step": 4}',
+}  # fmt: skip
+
+
+def _checkpoint(run, step=4, **changed):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir()
+    for name, content in (FILES | changed).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _is_complete(folder) -> bool:
+    complete, incomplete = complete_checkpoints(folder.parent)
+    assert sorted(complete + incomplete) == [folder]
+    return complete == [folder]
+
+
+def test_a_sealed_checkpoint_is_whole_and_every_file_is_needed(tmp_path):
+    folder = _checkpoint(tmp_path)
+    (folder / "shards").mkdir()
+    (folder / "shards" / "0.distcp").write_bytes(b"shard")
+    seal(folder)
+    assert _is_complete(folder)
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        content = path.read_bytes()
+        for damage in (content[: len(content) // 2], b"", None):
+            path.unlink() if damage is None else path.write_bytes(damage)
+            # Without its list, this is a checkpoint of before there were lists.
+            assert _is_complete(folder) == (path.name == "complete.json" and damage is None)
+        path.write_bytes(content)
+    assert _is_complete(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_without_a_list_is_whole_where_nothing_is_missing_or_empty(tmp_path, name):
+    folder = _checkpoint(tmp_path)
+    assert _is_complete(folder)
+    (folder / name).write_bytes(b"")
+    assert not _is_complete(folder)
+    (folder / name).unlink()
+    assert not _is_complete(folder)
+
+
+@pytest.mark.parametrize("state", [b"{}", b"[]", b"null", b'{"global_step": "x"}', b"\x00\x00"])
+def test_a_state_without_a_step_is_none(tmp_path, state):
+    assert not _is_complete(_checkpoint(tmp_path, **{"trainer_state.json": state}))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": 3}', '{"files": {"a": "b"}}', "\0"])
+def test_a_damaged_list_is_none(tmp_path, content):
+    folder = _checkpoint(tmp_path)
+    (folder / "complete.json").write_text(content)
+    assert not _is_complete(folder)
+
+
+def test_the_list_is_written_when_the_files_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    folder = _checkpoint(tmp_path)
+    seal(folder)
+    listed = json.loads((folder / "complete.json").read_text())["files"]
+    assert listed == {name: len(content) for name, content in FILES.items()}
+    names = [str(folder / name) for name in sorted(FILES)]
+    assert synced[: len(names)] == names and synced[-1] == str(folder)
+    assert synced.index(str(folder / "complete.json.tmp")) > synced.index(str(tmp_path))
