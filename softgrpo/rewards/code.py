@@ -29,6 +29,7 @@ from softgrpo.rewards.sandbox import (
 
 _HARNESS = Path(__file__).with_name("code_harness.py")
 _FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<ticks>`{3,}+|~{3,}+)(?P<tag>[^\n`]*+)\n?")
+_FUTURE = re.compile(r"^from __future__ import (?:\([^)]*\)|[^(\n]*)\n", re.MULTILINE)
 _PYTHON_TAGS = {"", "python", "python3", "py"}
 
 
@@ -79,7 +80,11 @@ def humaneval_program(answer: str, prompt: str, entry_point: str) -> str:
     block = last_block(answer, entry_point)
     code = answer if block is None else block
     is_body = code.lstrip("\r\n")[:1] in (" ", "\t") or not _defines(code, entry_point)
-    return prompt + _body(code) if is_body else f"{prompt}\n{code}"
+    if is_body:
+        return prompt + _body(code)
+    # Python takes these at a program's beginning alone.
+    futures = "".join(_FUTURE.findall(code))
+    return f"{futures}{prompt}\n{_FUTURE.sub('', code)}"
 
 
 def mbpp_program(answer: str, names: Sequence[str]) -> str:
@@ -209,7 +214,9 @@ def _read_verdict(result: SandboxResult, token: str) -> CodeVerdict:
 
 
 def _defines(code: str, name: str) -> bool:
-    return re.search(rf"^(def|class) {re.escape(name)}\b", code, re.MULTILINE) is not None
+    name = re.escape(name)
+    kinds = rf"^(?:(?:async )?def|class) {name}\b|^{name}\s*(?::[^=\n]*)?=(?!=)"
+    return re.search(kinds, code, re.MULTILINE) is not None
 
 
 def _body(code: str) -> str:

@@ -118,6 +118,10 @@ def test_extraction_is_linear() -> None:
         "Here.\n```python\ndef total(numbers: List[int]):\n    return sum(numbers)\n```\nDone.",
         "```python\ndef total(x):\n    return helper(sum(x)) - 1\n```\n```python\ntotal([1])\n```",
         f"```python\n{PROMPT}    return sum(numbers)\n```",
+        "```python\nfrom __future__ import annotations\n\ndef total(x: N):\n    return sum(x)\n```",
+        "from __future__ import (\n    annotations,\n)\ndef total(x):\n    return sum(x)\n",
+        "```python\ntotal = lambda numbers: sum(numbers)\n```",
+        "total: object = sum",
     ],
 )
 def test_forms_of_a_right_humaneval_answer(answer: str) -> None:
