@@ -1,11 +1,11 @@
-"""Verdicts on gold answers in ten surface forms: agreement with Math-Verify, and how many a second.
+"""Verdicts on gold answers in two dozen forms: agreement with Math-Verify, and how many a second.
 
     python benchmarks/verdicts.py --data FOLDER [--limit N]
 
 FOLDER holds math500.jsonl and gsm8k.jsonl (lines of id, question, answer). Every gold answer is
-written in ten ways, and each is judged by softgrpo's `math_verify` and by calling Math-Verify
-directly, as its README does, on the same text. Prints a Markdown table of agreement with an example
-of each kind of disagreement, and then the throughput of ordinary GSM8K answers.
+written in each form, two of them wrong, and judged by softgrpo's `math_verify` and by calling
+Math-Verify directly, as its README does, on the same text. Prints a Markdown table of agreement
+with an example of each kind of disagreement, and then the throughput of ordinary GSM8K answers.
 """
 
 from __future__ import annotations
@@ -32,10 +32,24 @@ def _fraction(gold: str) -> str:
     return rf"\frac{{{2 * int(gold)}}}{{2}}" if re.fullmatch(r"\d+", gold) else gold
 
 
-def _commas(gold: str) -> str:
-    """A whole number with thousands' commas; other answers as they are."""
-    return f"{int(gold):,}" if re.fullmatch(r"\d+", gold) else gold
+def _thousands(gold: str, separator: str) -> str:
+    """A whole number with its thousands apart; other answers as they are."""
+    return f"{int(gold):,}".replace(",", separator) if re.fullmatch(r"\d+", gold) else gold
 
+
+def _mixed(gold: str) -> str:
+    """A positive fraction over 1 as a mixed number; other answers as they are."""
+    match = re.fullmatch(r"\\d?frac\{(\d+)\}\{(\d+)\}", gold)
+    if match is None or int(match[1]) < int(match[2]):
+        return gold
+    whole, rest = divmod(int(match[1]), int(match[2]))
+    return rf"{whole}\frac{{{rest}}}{{{match[2]}}}"
+
+
+_SHORT_ROOT, _ROOT = re.compile(r"\\sqrt\{([0-9]+)\}"), r"\\sqrt\1"
+_PARENTHESIS, _BIG = re.compile(r"([()])"), r"\\big\1"
+
+_THIN, _CLOSED = r"\,", r",\!"
 
 FORMS: dict[str, Callable[[str], str]] = {
     "boxed": lambda gold: rf"The answer is $\boxed{{{gold}}}$.",
@@ -43,11 +57,26 @@ FORMS: dict[str, Callable[[str], str]] = {
     "units": lambda gold: rf"\boxed{{{gold} \text{{ apples}}}}",
     "percent": lambda gold: rf"\boxed{{{gold}\%}}",
     "fraction": lambda gold: rf"\boxed{{{_fraction(gold)}}}",
-    "commas": lambda gold: rf"\boxed{{{_commas(gold)}}}",
+    "commas": lambda gold: rf"\boxed{{{_thousands(gold, ',')}}}",
+    "thin spaces": lambda gold: rf"\boxed{{{_thousands(gold, _THIN)}}}",
+    "plain spaces": lambda gold: rf"\boxed{{{_thousands(gold, ' ')}}}",
+    "closed commas": lambda gold: rf"\boxed{{{_thousands(gold, _CLOSED)}}}",
+    "mixed number": lambda gold: rf"\boxed{{{_mixed(gold)}}}",
+    "full stop": lambda gold: rf"\boxed{{{gold}.}}",
+    "word behind": lambda gold: rf"\boxed{{{gold} dollars}}",
+    "degree sign": lambda gold: rf"\boxed{{{gold}°}}",
+    "degree": lambda gold: rf"\boxed{{{gold}\degree}}",
+    "spaced percent": lambda gold: rf"\boxed{{{gold}\,\%}}",
+    "typographic minus": lambda gold: rf"\boxed{{{gold.replace('-', '–')}}}",
+    "short roots": lambda gold: rf"\boxed{{{_SHORT_ROOT.sub(_ROOT, gold)}}}",
+    "big parentheses": lambda gold: rf"\boxed{{{_PARENTHESIS.sub(_BIG, gold)}}}",
     "trailing words": lambda gold: rf"\boxed{{{gold}}} is what was asked for, in 3 steps.",
     "after another box": lambda gold: rf"\boxed{{99999}}, which is wrong. \boxed{{{gold}}}",
     "inline": lambda gold: f"So the final answer is ${gold}$.",
     "bare": lambda gold: f"The final answer is {gold}",
+    # Wrong ones: accepted counts against whoever does.
+    "wrong: a digit more": lambda gold: rf"\boxed{{1{gold}}}",
+    "wrong: half of it": lambda gold: rf"\boxed{{\frac{{{gold}}}{{2^{{60}}}}}}",
 }
 
 

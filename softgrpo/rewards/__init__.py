@@ -3,7 +3,8 @@
 A leaf: imports no torch and nothing else of softgrpo.
 """
 
-from softgrpo.rewards.extraction import answer_part, completion_text, last_boxed, last_number
+from softgrpo.rewards.extraction import answer_part, completion_text, last_boxed
+from softgrpo.rewards.numbers import last_number
 from softgrpo.rewards.reward import VERIFIERS, Judgement, Reward, judge, load_reward
 
 __all__ = [

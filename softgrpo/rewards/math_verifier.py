@@ -6,18 +6,32 @@ the time nor the memory it takes can be bounded from within.
 
 import atexit
 import json
+import re
 import shlex
 import subprocess
 import sys
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from queue import LifoQueue
 
-from softgrpo.rewards.extraction import last_boxed, last_number
+from softgrpo.rewards.extraction import last_boxed
+from softgrpo.rewards.numbers import last_number, only_number, written
 
 _PROGRAM = Path(__file__).with_name("math_worker.py")
 _REPLACED_AFTER = 5000  # questions: sympy's caches are let go with the process
 _MAX_LENGTH = 4000  # characters: no gold answer is nearly as long
+
+_USUAL = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        ("[\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d](?=\\s?[\\d.\\\\a-z])", "-"),
+        (r"\\[bB]igg?[lr]?(?![A-Za-z])", ""),
+        (r"\\sqrt\s?(\d++)", r"\\sqrt{\1}"),
+        (r"\^\s?\{?\s?\\circ\s?\}?|°|\\degree(?![A-Za-z])", ""),
+        (r"\\[,;:!]", " "),
+    )
+]
 
 
 class MathVerifier:
@@ -128,23 +142,43 @@ def _shared_verifier() -> MathVerifier:
 def math_verify(answer: str, gold: str) -> float | None:
     """Whether the answer's last box, or without a box its last expression, equals gold.
 
-    Equal as mathematics: 1/2 is 0.5, x + 1 is 1 + x. None where gold cannot be read. A box of more
-    than 4,000 characters is wrong; without a box only so many at the end are read.
+    Equal as mathematics: 1/2 is 0.5, x + 1 is 1 + x. Numbers are compared exactly, as ``numeric``
+    reads them, and only what is no number is asked of Math-Verify. None where gold cannot be read.
+    A box of more than 4,000 characters is wrong; without a box only so many at the end are read.
     """
-    return _shared_verifier().verify(_box(gold), _question(answer))
+    expected, found = _number(gold), _number(answer)
+    if expected is not None and found is not None and (expected == found or "%" not in answer):
+        return float(expected == found)
+    return _shared_verifier().verify(_box(_usual(gold)), _question(answer))
+
+
+def _number(text: str) -> Fraction | None:
+    """The number that a text or its box is, and not one that it mentions."""
+    boxed = last_boxed(text)
+    return only_number(text if boxed is None else boxed)
 
 
 def math_answer(answer: str) -> str | None:
     """What `math_verify` looks at, as far as it can be told without it: a box, else a number."""
     boxed = last_boxed(answer)
-    return last_number(answer) if boxed is None else boxed
+    if boxed is not None:
+        return boxed
+    number = last_number(answer)
+    return None if number is None else written(number)
 
 
 def _question(answer: str) -> str:
     boxed = last_boxed(answer)
     if boxed is None:
-        return answer[-_MAX_LENGTH:]
-    return _box(boxed) if len(boxed) <= _MAX_LENGTH else ""
+        return _usual(answer[-_MAX_LENGTH:])
+    return _box(_usual(boxed).rstrip(" .")) if len(boxed) <= _MAX_LENGTH else ""
+
+
+def _usual(text: str) -> str:
+    """The same mathematics as Math-Verify expects it to be written."""
+    for pattern, replacement in _USUAL:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def _box(expression: str) -> str:

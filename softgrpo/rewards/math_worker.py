@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy import Expr
 
 # Boxes first, then what is announced as the answer, then any mathematics.
 _TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
@@ -33,7 +34,19 @@ def _verdict(gold: str, answer: str) -> float | None:
     if not expected:
         return None
     found = parse(answer, _TARGETS, parsing_timeout=None)
-    return float(verify(expected, found, timeout_seconds=None))
+    is_equal = verify(expected, found, timeout_seconds=None)
+    return float(is_equal and _are_close(expected[0], found[0]))
+
+
+def _are_close(expected: Any, found: Any) -> bool:
+    """Whether two constants differ by less than a millionth of themselves.
+
+    Math-Verify compares some after rounding to six places, where 2^-60 and 2^-61 are both 0.
+    """
+    if not all(isinstance(x, Expr) and x.is_number and x.is_finite for x in (expected, found)):
+        return True
+    difference = abs(expected - found).evalf(30)
+    return bool(difference <= 1e-6 * abs(expected).evalf(30))
 
 
 def main(time_limit: float, memory_limit: int) -> None:

@@ -7,12 +7,14 @@ verdict is 1.0 or 0.0, or None where the gold answer is not of its kind. None re
 import re
 from fractions import Fraction
 
-from softgrpo.rewards.extraction import last_boxed, last_number
+from softgrpo.rewards.extraction import last_boxed
+from softgrpo.rewards.numbers import last_number, only_number, written
 
-_MAX_DIGITS = 1000
 _LETTER = re.compile("[A-J]")
+# Alone, or with what it stands for behind it: (C), C. 5, C) 5.
+_CHOSEN = re.compile(r"\s*\(?\s*([A-J])\s*(?:\Z|[).:])")
 _ANNOUNCED = re.compile(
-    r"(?i:answer(?:\s+is)?)\s{0,3}:?[\s*$(]{0,6}(?:\\text\{)?\(?"
+    r"(?i:answer(?:\s+is)?)\s{0,3}:?(?:[\s*$(]|\\\(){0,6}(?:\\(?:text|math)[a-z]{0,2}\{)?\(?"
     r"([B-HJ]\b|[AI]\b(?!\s+[a-z]))"  # "a number" and "I think" choose nothing
 )
 
@@ -23,13 +25,12 @@ def exact(answer: str, gold: str) -> float:
 
 
 def numeric(answer: str, gold: str) -> float | None:
-    """Whether the answer's number equals gold's last number, exactly: .5 is 1/2, not .50001.
+    """Whether the answer's number equals gold's, exactly: .5 is 1/2, not .50001.
 
-    The answer's number is the last one in its last box, or without a box the last of all. None
-    where gold has no number.
+    See ``number_of``. None where gold has no number.
     """
-    expected = _to_fraction(last_number(gold))
-    return None if expected is None else float(_to_fraction(answer_number(answer)) == expected)
+    expected = number_of(gold)
+    return None if expected is None else float(number_of(answer) == expected)
 
 
 def has_answer(answer: str, gold: str) -> float:
@@ -47,28 +48,21 @@ def chosen_letter(answer: str) -> str | None:
     """The letter in the last box, or without a box the last one announced ("the answer is (C)")."""
     boxed = last_boxed(answer)
     if boxed is not None:
-        inside = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\b|[\s(){}.$]", "", boxed)
-        return inside if _LETTER.fullmatch(inside) else None
+        chosen = _CHOSEN.match(
+            re.sub(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it|sf))\b|[{}$]", "", boxed)
+        )
+        return chosen[1] if chosen else None
     announced = _ANNOUNCED.findall(answer)
     return announced[-1] if announced else None
 
 
-def answer_number(answer: str) -> str | None:
-    """The last number of the last box, or without a box the last of all."""
+def number_of(answer: str) -> Fraction | None:
+    """The number that the last box is, or without a box the one that the text ends with."""
     boxed = last_boxed(answer)
-    return last_number(answer if boxed is None else boxed)
+    return last_number(answer) if boxed is None else only_number(boxed)
 
 
-def _to_fraction(number: str | None) -> Fraction | None:
-    """An exact value; None for what is no number, or has more digits than anyone needs."""
-    if number is None or len(number) > _MAX_DIGITS:
-        return None
-    # 1e999999999 is short to write but not to store.
-    exponent = re.search("[eE]([-+]?[0-9]+)", number)
-    if exponent is not None and abs(int(exponent[1])) > _MAX_DIGITS:
-        return None
-    numerator, _, denominator = number.partition("/")
-    try:
-        return Fraction(numerator) / Fraction(denominator or 1)
-    except ZeroDivisionError:
-        return None
+def answer_number(answer: str) -> str | None:
+    """``number_of`` as one writes it, the same for equal numbers."""
+    number = number_of(answer)
+    return None if number is None else written(number)

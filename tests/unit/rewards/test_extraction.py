@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from softgrpo.rewards import answer_part, completion_text, last_boxed, last_number
+from softgrpo.rewards import answer_part, completion_text, last_boxed
 
 
 def test_completion_text_joins_messages() -> None:
@@ -30,35 +30,6 @@ def test_answer_part_follows_the_last_marker(
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("7 + 7 = 14, 14 + 4 = 18", "18"),
-        ("It costs $1,234,567.50.", "1234567.50"),
-        ("1{,}234", "1234"),
-        ("-5", "-5"),
-        ("x = -3.5", "-3.5"),
-        ("\N{MINUS SIGN}4", "-4"),
-        ("10-3", "3"),
-        (".5", ".5"),
-        ("5.", "5"),
-        ("(1,2,3)", "3"),
-        ("1234,567", "567"),
-        ("3 / 4", "3/4"),
-        ("1.5/2.5", "1.5/2.5"),
-        (r"-\dfrac{1}{2}", "-1/2"),
-        ("1/2/3", "3"),
-        ("2e5", "2e5"),
-        ("50%", "50"),
-        ("\N{ARABIC-INDIC DIGIT THREE}", None),
-        ("none", None),
-        ("", None),
-    ],
-)
-def test_last_number(text: str, number: str | None) -> None:
-    assert last_number(text) == number
-
-
-@pytest.mark.parametrize(
     ("text", "boxed"),
     [
         (r"\boxed{1} then \boxed{2}", "2"),
@@ -78,16 +49,12 @@ def test_last_boxed(text: str, boxed: str | None) -> None:
     assert last_boxed(text) == boxed
 
 
-@pytest.mark.parametrize(
-    "unit",
-    ["{", "}", r"\boxed{", "1", "1,", "111,", "-", "1/", "1e", ".", "\\", r"\frac{1}{"],
-)
+@pytest.mark.parametrize("unit", ["{", "}", r"\boxed{", "1", "\\"])
 def test_extraction_is_linear_in_hostile_text(unit: str) -> None:
     def seconds(length: int) -> float:
         text = unit * (length // len(unit))
         start = time.process_time()
         last_boxed(text)
-        last_number(text)
         return time.process_time() - start
 
     seconds(1000)

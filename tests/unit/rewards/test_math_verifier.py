@@ -60,10 +60,47 @@ def test_gold_passes_its_own_verdict(gold: str) -> None:
         (r"\boxed{6} is wrong, \boxed{5}", "5"),
         ("The final answer is $3/4$.", "0.75"),
         ("12", "12"),
+        ("The answer is \N{MINUS SIGN}5", "-5"),
+        (r"\boxed{18.}", "18"),
+        (r"\boxed{18 dollars}", "18"),
+        ("\\boxed{120°}", r"120^\circ"),
+        (r"\boxed{120\degree}", "120"),
+        (r"\boxed{10 000}", "10000"),
+        (r"\boxed{10\,000}", "10,000"),
+        (r"\boxed{1e4}", "10000"),
+        (r"\boxed{2 1/2}", r"\frac{5}{2}"),
+        ("\\boxed{\N{EN DASH}5}", "-5"),
+        ("\\boxed{\N{EN DASH}\\sqrt{2}}", r"-\sqrt{2}"),
+        (r"\boxed{25\,\%}", r"25\%"),
+        (r"\boxed{50\%}", "0.5"),
+        (r"\boxed{C.}", "C"),
+        (r"\boxed{\sqrt13}", r"\sqrt{13}"),
+        (r"\boxed{\big(1, 2\big)}", "(1, 2)"),
+        (r"\boxed{\frac{1}{2^{60}}}", r"2^{-60}"),
+        (r"\boxed{3.605551}", r"\sqrt{13}"),
     ],
 )
 def test_equal_mathematics(answer: str, gold: str) -> None:
     assert math_verify(answer, gold) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"\boxed{10 000}", "0"),
+        (r"\boxed{10\,000}", "0"),
+        (r"\boxed{- 5.}", "5"),
+        (r"\boxed{0.0}", r"\frac{1}{3628800}"),
+        (r"\boxed{\frac{1}{2^{60}}}", r"\frac{1}{2^{61}}"),
+        (r"\boxed{0.333333}", r"\frac{1}{3}"),
+        (r"\boxed{-\sqrt{13}}", r"\sqrt{13}"),
+        (r"\boxed{D.}", "C"),
+        (r"\boxed{5}", "50"),
+        ("The final answer is 5, found in 3 steps.", "3"),
+    ],
+)
+def test_what_is_not_equal(answer: str, gold: str) -> None:
+    assert math_verify(answer, gold) == 0.0
 
 
 def test_different_mathematics() -> None:
