@@ -4,9 +4,10 @@ The engine's inside. As soon as enough places are free the next waiting sequence
 with the highest limits first, else in order: so the places are full for as long as can be known.
 Nothing depends on time.
 
-On an accelerator the host waits for the device twice a step, and a third time where sequences end:
-when the step is read, when what was decided of it is sent back with the next step's noise, and when
-a sequence's log-densities are fetched.
+On an accelerator the host waits for the device once a step, when the step is read. Where something
+happens it waits a second time, to send what the device cannot know: decisions that changed a step,
+rows that come and go, noise of many steps ahead; and a third time where sequences end, whose
+log-densities it fetches.
 """
 
 from __future__ import annotations
@@ -42,18 +43,26 @@ _REFILL_SHARE = 0.125
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """What the next step of the running sequences is drawn from.
+class _Rows:
+    """The rows that run, for as long as none of this changes.
 
     Attributes:
-        logits: [N, V].
-        noise: [N, width] Exponential(1) draws.
-        order: As ``steps.order_of`` gives it, or None.
+        known_starts: The cache's ``starts``, the very list.
+        thinks: [N] bool, on the host.
+        order: As ``steps.order_of`` gives it, or None; from here on, on the device.
+        numbers: [N] int64.
+        starts: [N] int64, the first column of each.
+        has_padding: Whether one of them begins behind another.
+        kinds: int64, both: rows that will draw a soft token, and those that will draw a token.
     """
 
-    logits: Tensor
-    noise: Tensor
+    known_starts: list[int]
+    thinks: np.ndarray
     order: Tensor | None
+    numbers: Tensor
+    starts: Tensor
+    has_padding: bool
+    kinds: tuple[Tensor, Tensor]
 
 
 class DecodingBatch:
@@ -96,16 +105,20 @@ class DecodingBatch:
         self.embedding = model.get_input_embeddings()
         self.device = self.embedding.weight.device
         self.cache = SlotCache(model.config, slots, capacity)
-        self._known_starts, self._starts = self.cache.starts, np.zeros(0, dtype=np.int64)
         self._block = rows_of_a_block(model) or slots
         self._prefill = Prefill(model, self.prompts)
 
         self._slots, self._min_free = slots, max(1, int(_REFILL_SHARE * slots))
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
-        self._running = np.zeros(0, dtype=np.int64)  # numbers, in the order of the cache's rows
+        self._running = nobody = np.zeros(0, dtype=np.int64)  # numbers, in the cache's order
+        nothing = torch.from_numpy(nobody).to(self.device)
+        self._rows = _Rows([], nobody > 0, None, nothing, nothing, False, (nothing, nothing))
         self._index = np.zeros(slots, dtype=np.int64)  # by number, its place in the result
-        self._limits = np.array(limits, dtype=np.int64)
-        self._eos_token_ids = np.array(sorted(eos_token_ids), dtype=np.int64)
+        self._last = np.zeros(slots, dtype=np.int64)  # by number, the batch's step at its limit
+        self._limits = limits
+        # By token, whether it ends a sequence. The last place stands for all behind it.
+        self._is_stop = np.zeros(max(eos_token_ids, default=0) + 2, dtype=bool)
+        self._is_stop[list(eos_token_ids)] = True
 
         num_columns = 1 if config.policy == "discrete" else int(config.top_k or 1)
         hidden_size = self.embedding.weight.shape[1]
@@ -113,7 +126,7 @@ class DecodingBatch:
         self._late = int(objective is not None) + self._has_noise * hidden_size
         self._phases = ThinkingPhases(markers, config)
         self._noise = NoiseTable(
-            slots, POLICIES[config.policy].noise_width(num_columns, hidden_size)
+            slots, POLICIES[config.policy].noise_width(num_columns, hidden_size), self.device
         )
         self._recorder = Recorder(slots, max(limits), num_columns, self._late, self.device)
 
@@ -132,7 +145,7 @@ class DecodingBatch:
         was_training = self.model.training
         self.model.eval()
         try:
-            with grouped_attention(self.model), prepacked(self.model, int(self._limits.sum())):
+            with grouped_attention(self.model), prepacked(self.model, sum(self._limits)):
                 yield from self._decode(decode, on_finished or (lambda *_: None))
         finally:
             self.model.train(was_training)
@@ -141,28 +154,28 @@ class DecodingBatch:
         self, decode: Callable[..., str], on_finished: Callable[[int, Rollout], object]
     ) -> Iterator[StepRecord]:
         self._prefill.share_beginning()
-        pending = self._admit(None)
-        while pending is not None:
-            step, record = self._draw(pending)
+        logits = self._admit(None)
+        while logits is not None:
+            step, record = self._draw(logits)
             yield record
             numbers, reasons = self._running, self._finish_reasons(record)
-            pending, late = self._next(pending.logits, step, record, list(reasons))
+            logits, late = self._next(logits, step, record, list(reasons))
             for place, (row, reason) in enumerate(reasons.items()):
                 number = int(numbers[row])
                 values = None if late is None else late[place]
                 on_finished(int(self._index[number]), self._rollout(number, reason, values, decode))
                 self._phases.end(number)
-            pending = self._admit(pending)
+            logits = self._admit(logits)
 
-    def _admit(self, pending: _Pending | None) -> _Pending | None:
-        """Let waiting sequences in where enough places are free."""
+    def _admit(self, running: Tensor | None) -> Tensor | None:
+        """Let waiting sequences in where enough places are free; the logits [N, V] of all rows."""
         num_free = self._slots - len(self._running)
-        if pending is not None and num_free < self._min_free or not self._waiting:
-            return pending
+        if running is not None and num_free < self._min_free or not self._waiting:
+            return running
         indices = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
         prompts = Counter(self.prompts[index] for index in indices)  # in order of appearance
         self._prefill.compute(prompts)
-        logits = [] if pending is None else [pending.logits]
+        logits = [] if running is None else [running]
         new = []
         # The longest first, so that what runs is moved to make room for it and then not again.
         for prompt in sorted(prompts, key=len, reverse=True):
@@ -172,34 +185,59 @@ class DecodingBatch:
             new += [self._begin(index) for index in indices if self.prompts[index] == prompt]
         numbers = np.array(new)
         self._running = np.concatenate([self._running, numbers])
-        sent = upload(self.device, noise=self._noise.next(numbers), **self._order())
-        noise = [sent["noise"]] if pending is None else [pending.noise, sent["noise"]]
+        self._send({"noise": self._noise.draw(numbers)})
         # A copy of the logits for nothing would cost a CPU as much as a tenth of the step.
-        joined = logits[0] if len(logits) == 1 else torch.cat(logits)
-        return _Pending(joined, torch.cat(noise), sent.get("order"))
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _begin(self, index: int) -> int:
         """The number of the sequence at a place of the result."""
         number = self._phases.begin()
         self._noise.begin(number, self.seed, self.first_sequence + index)
-        self._index[number], self._recorder.lengths[number] = index, 0
+        self._recorder.begin(number)
+        self._index[number] = index
+        self._last[number] = self._recorder.num_steps + self._limits[index]
         return number
 
-    def _order(self) -> dict[str, np.ndarray]:
-        order = order_of(self._phases.is_thinking[self._running])
-        return {} if order is None else {"order": order}
+    def _send(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """Arrays to the device, and with them what it does not know yet of the rows that run.
+
+        Thinking that has ended does not begin again: where as many think as before, the same do.
+        """
+        starts, thinks = self.cache.starts, self._phases.is_thinking[self._running]
+        is_known = starts is self._rows.known_starts
+        if not is_known or np.count_nonzero(thinks) != np.count_nonzero(self._rows.thinks):
+            arrays |= {"numbers": self._running, "starts": np.array(starts, dtype=np.int64)}
+            will_be_soft = thinks & (self.config.policy != "discrete")
+            arrays["soft"], arrays["others"] = _split(will_be_soft)
+            order = order_of(thinks)
+            arrays |= {} if order is None else {"order": order}
+        sent = upload(self.device, **arrays)
+        if "numbers" in sent:
+            self._rows = _Rows(
+                known_starts=starts,
+                thinks=thinks,
+                order=sent.get("order"),
+                numbers=sent["numbers"],
+                starts=sent["starts"],
+                has_padding=max(starts, default=0) > self.cache.window.start,
+                kinds=(sent["soft"], sent["others"]),
+            )
+        if "noise" in sent:  # of the last rows: of those that were just let in, or of all
+            numbers, count = self._rows.numbers, sent["noise"].shape[1]
+            self._noise.put(numbers[len(numbers) - count :], sent["noise"])
+        return sent
 
     # Steps ----------------------------------------------------------------------------------------
-    def _draw(self, pending: _Pending) -> tuple[SoftStep, StepRecord]:
+    def _draw(self, logits: Tensor) -> tuple[SoftStep, StepRecord]:
         """Draw, force or sample one step of every running sequence, and record it."""
-        thinks = self._phases.is_thinking[self._running]
-        step, record = draw(pending.logits, pending.noise, self.config, thinks, pending.order)
-        is_finite = np.isfinite(record.entropies)
-        if not is_finite.all():
-            number = self._running[int(np.argmin(is_finite))]
+        rows = self._rows
+        noise = self._noise.next(rows.numbers)
+        step, record = draw(logits, noise, self.config, rows.thinks, rows.order)
+        if not record.is_whole:
+            number = int(self._running[np.argmin(np.isfinite(record.entropies))])
             raise NonFiniteLogitsError(
                 "the model's logits are not finite at generated step "
-                f"{self._recorder.lengths[number] + 1}"
+                f"{self._recorder.length(number) + 1}"
             )
         decide(record, self.config, self._phases, self._running)
         self._recorder.add(self._running, record)
@@ -207,57 +245,50 @@ class DecodingBatch:
 
     def _finish_reasons(self, record: StepRecord) -> dict[int, FinishReason]:
         """The rows that have ended with this step, in order, and why."""
-        is_last = self._recorder.lengths[self._running] == self._limits[self._index[self._running]]
-        is_stop = (record.tokens[:, None] == self._eos_token_ids).any(axis=1)
+        is_last = self._last[self._running] == self._recorder.num_steps
+        is_stop = self._is_stop.take(record.tokens, mode="clip")
         ended = (is_last | is_stop).nonzero()[0].tolist()
         return {row: "stop" if is_stop[row] else "length" for row in ended}
 
     def _next(
         self, logits: Tensor, step: SoftStep, record: StepRecord, ended: list[int]
-    ) -> tuple[_Pending | None, Tensor | None]:
-        """Feed the step to those that go on; what their next one is drawn from.
+    ) -> tuple[Tensor | None, list[Tensor] | None]:
+        """Feed the step to those that go on; the logits [N, V] of their next one.
 
         Returns:
-            Also [ended, T, late], what was kept on the device of those that ended.
+            Also [T, late] of each that ended, what was kept of it on the device.
         """
-        numbers = self._running
-        staying: list[int] = []
+        numbers, rows, arrays = self._running, self._rows, decisions(record)
+        if arrays:
+            arrays["was_soft"], arrays["was_other"] = _split(record.is_soft)
         if ended:
             staying = self.cache.order_without(ended, self._block)
             self._running = numbers[staying]
             self.cache.select(staying)
+            arrays["staying"] = np.array(staying, dtype=np.int64)
         if len(self._running):
             self.cache.make_room()
-        arrays = decisions(record) | self._order()
-        arrays["noise"] = self._noise.next(self._running)
-        arrays["starts"] = self._start_columns()
-        if ended:
-            arrays |= {"staying": np.array(staying, dtype=np.int64), "ended": numbers[ended]}
+        if self._noise.is_used_up:
+            arrays["noise"] = self._noise.draw(self._running)
+        sent = self._send(arrays)
+        settle(step, sent)
         if self._late:
-            steps = self._recorder.lengths[numbers] - 1
-            soft, tokens = (x.nonzero()[0] for x in (record.is_soft, ~record.is_soft))
-            arrays |= {"numbers": numbers, "steps": steps, "soft": soft, "others": tokens}
-        sent = upload(self.device, **arrays)
-        step = settle(step, sent["tokens"], sent["is_soft"], sent["was_forced"])
-        if self._late:
-            self._keep(logits, step, sent)
-        if not len(self._running):
-            pending = None
-        else:
+            kinds = (sent["was_soft"], sent["was_other"]) if "was_soft" in sent else rows.kinds
+            self._keep(logits, step, rows.numbers, kinds)
+        following = None
+        if len(self._running):
             ids, weights, noise = step.ids, step.weights, step.embedding_noise
             if ended:
-                rows = sent["staying"]
-                ids, weights = ids[rows], weights[rows]
-                noise = None if noise is None else noise[rows]
-            inputs = mix(self.embedding, ids, weights, noise)
-            following = self._next_logits(inputs, sent["starts"])
-            pending = _Pending(following, sent["noise"], sent.get("order"))
+                ids, weights = ids[sent["staying"]], weights[sent["staying"]]
+                noise = None if noise is None else noise[sent["staying"]]
+            following = self._next_logits(mix(self.embedding, ids, weights, noise))
         if not ended or not self._late:
-            return pending, None
-        longest = int(self._recorder.lengths[numbers[ended]].max())
-        return pending, self._recorder.read_late(sent["ended"], longest)
+            return following, None
+        return following, self._recorder.read_late(numbers[ended].tolist())
 
-    def _keep(self, logits: Tensor, step: SoftStep, sent: dict[str, Tensor]) -> None:
+    def _keep(
+        self, logits: Tensor, step: SoftStep, numbers: Tensor, kinds: tuple[Tensor, Tensor]
+    ) -> None:
         """The step's log-densities and embedding noise, where they are asked for."""
         values = []
         if self.objective is not None:
@@ -267,7 +298,7 @@ class DecodingBatch:
                     step.ids,
                     step.scores.float(),
                     step.support,
-                    (sent["soft"], sent["others"]),
+                    kinds,
                     self.objective,
                     step.embedding_noise,
                     self.embedding,
@@ -275,35 +306,28 @@ class DecodingBatch:
             )
         if self._has_noise and step.embedding_noise is not None:
             values.append(step.embedding_noise)
-        self._recorder.add_late(sent["numbers"], sent["steps"], values)
+        self._recorder.add_late(numbers, values)
 
-    def _start_columns(self) -> np.ndarray:
-        """The cache's ``starts``, made anew when they have changed."""
-        if self._known_starts is not self.cache.starts:
-            self._known_starts = self.cache.starts
-            self._starts = np.array(self._known_starts, dtype=np.int64)
-        return self._starts
-
-    def _next_logits(self, inputs: Tensor, starts: Tensor) -> Tensor:
+    def _next_logits(self, inputs: Tensor) -> Tensor:
         """The model's answer to one more input [N, D] of every running sequence."""
-        window = self.cache.window
-        columns = torch.arange(window.start, window.end + 1, device=self.device)
-        has_padding = self._start_columns().max() > window.start
-        mask = columns >= starts[:, None] if has_padding else None
+        window, starts = self.cache.window, self._rows.starts
+        mask = None
+        if self._rows.has_padding:
+            columns = torch.arange(window.start, window.end + 1, device=self.device)
+            mask = columns >= starts[:, None]
         positions = window.end - starts[:, None]
         return forward(self.model, self.cache, mask, positions, inputs_embeds=inputs[:, None])
 
     def _rollout(
         self, number: int, reason: FinishReason, late: Tensor | None, decode: Callable[..., str]
     ) -> Rollout:
-        """A sequence that has ended; late [T', late], of which its own steps are the first."""
-        length = int(self._recorder.lengths[number])
+        """A sequence that has ended; late [T, late], what was kept of it on the device."""
         logps, noise = None, None
         if late is not None:
             if self.objective is not None:
-                logps = late[:length, 0].tolist()
+                logps = late[:, 0].tolist()
             if self._has_noise:
-                noise = late[:length, int(self.objective is not None) :]
+                noise = late[:, int(self.objective is not None) :]
         source = {
             "engine": "transformers",
             "seed": self.seed,
@@ -320,3 +344,8 @@ class DecodingBatch:
             finish_reason=reason,
             thinking_ended_by=self._phases.ended_by(number),
         )
+
+
+def _split(is_soft: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are soft, and the others."""
+    return is_soft.nonzero()[0], (~is_soft).nonzero()[0]

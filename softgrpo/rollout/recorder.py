@@ -21,6 +21,9 @@ from softgrpo.thinking.trace import SoftTrace
 class Recorder:
     """The steps of sequences by number; a number is free again once its trace was taken.
 
+    A step of all sequences lies in one place, a sequence's steps one behind the other from the
+    place where it began, and behind the last place comes the first.
+
     Args:
         size: Sequences at a time; each has a number below it.
         longest: Most steps of one.
@@ -29,53 +32,67 @@ class Recorder:
         device: That device.
 
     Attributes:
-        lengths: [size] int64, steps recorded so far.
+        num_steps: Steps recorded so far, of whichever sequences.
     """
 
     def __init__(
         self, size: int, longest: int, num_columns: int, late: int, device: torch.device
     ) -> None:
-        self.lengths = np.zeros(size, dtype=np.int64)
-        # A row for each number and step, one after the other: indexed in one way it is faster.
+        self.num_steps = 0
+        self._begins = [0] * size  # by number, ``num_steps`` when it began
         self._longest = longest
-        self._rows = np.zeros((size * longest, 2 * num_columns + 2), dtype=np.float32)
-        self._is_soft = np.zeros(size * longest, dtype=bool)
-        self._late = torch.zeros(size, longest, late, device=device)
+        self._rows = np.empty((longest, size, 2 * num_columns + 3), dtype=np.float32)
+        self._late = torch.empty(longest, size, late, device=device)
+
+    def begin(self, number: int) -> None:
+        """Let a number stand for a sequence that has no steps yet."""
+        self._begins[number] = self.num_steps
+
+    def length(self, number: int) -> int:
+        """Steps of a sequence recorded so far."""
+        return self.num_steps - self._begins[number]
 
     def add(self, numbers: np.ndarray, record: StepRecord) -> None:
-        """The next step of these [N] sequences."""
-        lengths = self.lengths[numbers]
-        places = numbers * self._longest + lengths
-        self._rows[places] = record.rows
-        self._is_soft[places] = record.is_soft
-        self.lengths[numbers] = lengths + 1
+        """The next step of these [N] sequences, which are all that run."""
+        self._rows[self.num_steps % self._longest][numbers] = record.rows
+        self.num_steps += 1
 
-    def add_late(self, numbers: Tensor, steps: Tensor, values: Sequence[Tensor]) -> None:
-        """What stays on the device of step [N] of these sequences, each [N] or [N, D]."""
+    def add_late(self, numbers: Tensor, values: Sequence[Tensor]) -> None:
+        """What stays on the device of the step just added, each [N] or [N, D]."""
         columns = [x if x.dim() == 2 else x[:, None] for x in values]
-        self._late[numbers, steps] = torch.cat(columns, dim=-1).float()
+        place = (self.num_steps - 1) % self._longest
+        self._late[place, numbers] = torch.cat(columns, dim=-1).float()
 
-    def read_late(self, numbers: Tensor, longest: int) -> Tensor:
-        """[N, longest, late] float32 on the host, of sequences that have ended."""
-        return self._late[:, :longest].index_select(0, numbers).cpu()
+    def read_late(self, numbers: Sequence[int]) -> list[Tensor]:
+        """[T, late] float32 on the host of each of these sequences, which have ended."""
+        parts = [
+            self._late[places, number] for number in numbers for places in self._places(number)
+        ]
+        lengths = [self.length(number) for number in numbers]
+        return list(torch.cat(parts).cpu().split(lengths))
 
     def trace(
         self, number: int, config: ThinkingConfig, noise: Tensor | None, source: dict[str, Any]
     ) -> SoftTrace:
         """A sequence's steps as a trace of one row; noise [T, D] where an embedding had some."""
-        first = number * self._longest
-        steps = slice(first, first + int(self.lengths[number]))
-        # Copies: the number will be another's.
-        rows, is_soft = (torch.from_numpy(x[steps].copy()) for x in (self._rows, self._is_soft))
+        rows = torch.from_numpy(
+            np.concatenate([self._rows[places, number] for places in self._places(number)])
+        )
         count = rows.shape[1] // 2 - 1
-        ids, scores, num_support, _ = rows.split([count, count, 1, 1], dim=1)
+        ids, scores, num_support, _, is_soft = rows.split([count, count, 1, 1, 1], dim=1)
         return SoftTrace(
             ids=ids.int()[None],
             scores=scores.contiguous()[None],
             support=(torch.arange(count) < num_support)[None],
-            is_soft=is_soft[None],
+            is_soft=is_soft.T.bool(),
             lengths=torch.tensor([len(rows)], dtype=torch.int32),
             embedding_noise=None if noise is None else noise.clone()[None],
             settings=config.replay_settings(),
             source=source,
         )
+
+    def _places(self, number: int) -> tuple[slice, slice]:
+        """Where a sequence's steps lie: to the last place at most, and on from the first."""
+        first = self._begins[number] % self._longest
+        end = first + self.length(number)
+        return slice(first, min(end, self._longest)), slice(0, max(0, end - self._longest))

@@ -10,6 +10,7 @@ thought has ended is decided from text:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,30 +27,46 @@ from softgrpo.thinking.support import cut_support
 # Columns looked at first for a nucleus, and how many times more where they do not hold it.
 _NUCLEUS, _WIDER = 128, 16
 
+# What a row has drawn: a soft token, a token, or nothing yet, since its nucleus was not found.
+_SOFT, _TOKEN, _NOTHING = 1.0, 0.0, math.nan
+
 
 @dataclass
 class StepRecord:
     """A step of N sequences on the host, as it came: in one piece.
 
     Attributes:
-        rows: [N, 2K + 2] float32, which holds every id below 2^24. K ids by falling weight, zeros
+        rows: [N, 2K + 3] float32, which holds every id below 2^24. K ids by falling weight, zeros
             behind a token; K scores, what was drawn, zeros at a token; how many columns, the first
             ones, are the support, 0 where forced; the entropy in nats, not finite where the logits
-            were not.
+            were not; 1 where it is soft, 0 where it is a token.
         tokens: [N] int64, the reported tokens.
-        is_soft: [N] bool.
-        was_forced: [N] bool.
+        changed: Rows that were decided to be something else than what was drawn.
     """
 
     rows: np.ndarray
     tokens: np.ndarray
-    is_soft: np.ndarray
-    was_forced: np.ndarray
+    changed: list[int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row has drawn, and from finite logits: no factor is not a number."""
+        return math.isfinite(self.rows[:, -2].dot(self.rows[:, -1]))
 
     @property
     def entropies(self) -> np.ndarray:
         """[N] float32."""
-        return self.rows[:, -1]
+        return self.rows[:, -2]
+
+    @property
+    def is_soft(self) -> np.ndarray:
+        """[N] bool."""
+        return self.rows[:, -1] == _SOFT
+
+    @property
+    def was_forced(self) -> np.ndarray:
+        """[N] bool."""
+        return self.rows[:, -3] == 0
 
 
 def advance(
@@ -77,13 +94,15 @@ def advance(
     sent = {} if order is None else upload(logits.device, order=order)
     step, record = draw(logits, noise, config, thinks, sent.get("order"))
     decide(record, config, phases, numbers)
-    sent = upload(logits.device, **decisions(record))
-    return settle(step, **sent), sent["is_soft"]
+    sent = upload(logits.device, is_soft=record.is_soft, **decisions(record))
+    return settle(step, sent), sent["is_soft"]
 
 
 def order_of(thinks: np.ndarray) -> np.ndarray | None:
     """The rows that think, then the others; None where only one kind is there."""
-    return None if thinks.all() or not thinks.any() else np.argsort(~thinks, kind="stable")
+    if np.count_nonzero(thinks) in (0, len(thinks)):
+        return None
+    return np.argsort(~thinks, kind="stable")
 
 
 def draw(
@@ -101,85 +120,76 @@ def draw(
     Returns:
         The step as drawn, K columns wide, and what the host knows of it.
     """
-    step, is_held = _draw(logits, noise, config, thinks, order)
-    record, is_held_here = _read(step, is_held)
-    num_columns = _NUCLEUS
-    while not is_held_here.all():  # a flat distribution: rare, and then once more for these rows
-        num_columns *= _WIDER
-        for is_thinking in (True, False):
-            rows = (~is_held_here & (thinks == is_thinking)).nonzero()[0]
-            if len(rows):
-                own = config if is_thinking else config.answer
-                is_held_here[rows] = _draw_again(
-                    step, record, logits, noise, own, rows, num_columns
-                )
+    step, kinds = _draw(logits, noise, config, thinks, order)
+    record = _read(step, kinds)
+    if not record.is_whole:  # a flat distribution: rare, and then once more for these rows
+        _draw_missing(step, record, logits, noise, config, thinks)
     return step, record
 
 
 def decide(
     record: StepRecord, config: ThinkingConfig, phases: ThinkingPhases, numbers: np.ndarray
 ) -> None:
-    """Let the phases take notice of a step, and make one-hot in ``record`` what is a token."""
+    """Let the phases take notice of a step, and put into ``record`` what they have changed."""
     progress = phases.update(numbers, record.tokens, record.entropies)
+    record.tokens = progress.tokens
     # The step that ends the thinking is one-hot.
-    record.is_soft = progress.was_thinking & ~progress.ended & (config.policy != "discrete")
-    record.tokens, record.was_forced = progress.tokens, progress.was_forced
-    ordinary = (~record.is_soft).nonzero()[0]
-    if len(ordinary):
-        record.rows[ordinary, :-1] = 0.0
-        record.rows[ordinary, 0] = record.tokens[ordinary]
-        record.rows[ordinary, -2] = ~record.was_forced[ordinary]
+    record.changed = changed = progress.ended + progress.forced
+    if changed:
+        record.rows[changed, :-2] = 0.0
+        record.rows[changed, 0] = record.tokens[changed]
+        record.rows[progress.ended, -3] = 1.0
+        record.rows[changed, -1] = _TOKEN
 
 
 def decisions(record: StepRecord) -> dict[str, np.ndarray]:
-    """What ``settle`` needs of a record, for ``upload``."""
+    """What ``settle`` needs of a record, for ``upload``: nothing where nothing was changed."""
+    if not record.changed:
+        return {}
+    changed = np.array(record.changed, dtype=np.int64)
     return {
-        "tokens": record.tokens,
-        "is_soft": record.is_soft,
-        "was_forced": record.was_forced,
+        "changed": changed,
+        "tokens": record.tokens[changed],
+        "was_drawn": ~record.was_forced[changed],
     }
 
 
-def settle(step: SoftStep, tokens: Tensor, is_soft: Tensor, was_forced: Tensor) -> SoftStep:
-    """A drawn step as it was decided: forced tokens put in, tokens one-hot on column 0.
+def settle(step: SoftStep, sent: dict[str, Tensor]) -> SoftStep:
+    """A drawn step as it was decided: one-hot on column 0 in the rows that were changed.
 
     Args:
         step: As drawn; written.
-        tokens: [N] int64, the reported tokens.
-        is_soft: [N] bool.
-        was_forced: [N] bool.
+        sent: The ``decisions``, on the device.
     """
-    is_token = ~is_soft[:, None]
-    step.ids[:, 0] = tokens
-    step.ids[:, 1:].masked_fill_(is_token, 0)
-    step.scores.masked_fill_(is_token, 0.0)
-    step.weights.masked_fill_(is_token, 0.0)
-    step.weights[:, :1].masked_fill_(is_token, 1.0)
-    step.support.masked_fill_(is_token, False)
-    step.support[:, 0] |= ~is_soft & ~was_forced
-    if step.embedding_noise is not None:
-        step.embedding_noise.masked_fill_(is_token, 0.0)
+    if "changed" in sent:
+        rows = sent["changed"]
+        step.ids.index_fill_(0, rows, 0)[:, 0].index_copy_(0, rows, sent["tokens"])
+        step.scores.index_fill_(0, rows, 0.0)
+        step.weights.index_fill_(0, rows, 0.0)[:, 0].index_fill_(0, rows, 1.0)
+        step.support.index_fill_(0, rows, False)[:, 0].index_copy_(0, rows, sent["was_drawn"])
+        if step.embedding_noise is not None:
+            step.embedding_noise.index_fill_(0, rows, 0.0)
     return step
 
 
 def _draw(
     logits: Tensor, noise: Tensor, config: ThinkingConfig, thinks: np.ndarray, order: Tensor | None
 ) -> tuple[SoftStep, Tensor]:
-    """The step of every row, and is_held [N] bool: whether its nucleus was found."""
-    if order is None and thinks.all():
+    """The step of every row, and its kind [N]: soft, a token, or nothing yet."""
+    if order is None and thinks[0]:  # all are as the first
         if config.policy == "discrete":
             return _draw_token(logits, config, noise)
         step = draw_step(logits, config, noise=noise)
-        return step, torch.ones_like(step.support[:, 0])
+        return step, torch.full_like(step.entropy, _SOFT)
     if order is None:
-        step, is_held = _draw_token(logits, config.answer, noise[:, :1])
-        return _widen(step, config, noise.shape[1]), is_held
-    count = int(thinks.sum())
+        step, kinds = _draw_token(logits, config.answer, noise[:, :1])
+        return _widen(step, config, noise.shape[1]), kinds
+    count = np.count_nonzero(thinks)
     parts = [
         _draw(logits.index_select(0, rows), noise.index_select(0, rows), config, kind, None)
         for rows, kind in (
-            (order[:count], np.ones(count, dtype=bool)),
-            (order[count:], np.zeros(len(order) - count, dtype=bool)),
+            (order[:count], thinks[thinks]),
+            (order[count:], thinks[~thinks]),
         )
     ]
     back = torch.argsort(order)
@@ -197,27 +207,44 @@ def _draw(
         entropy=merge([step.entropy for step in steps]),
         embedding_noise=merge(noises) if noises else None,
     )
-    return merged, merge([is_held for _, is_held in parts])
+    return merged, merge([kinds for _, kinds in parts])
 
 
-def _join(step: SoftStep, is_held: Tensor) -> Tensor:
-    """[N, 2K + 3] float32: the rows of a StepRecord, and is_held."""
+def _join(step: SoftStep, kinds: Tensor) -> Tensor:
+    """[N, 2K + 3] float32: the rows of a StepRecord."""
     columns = (
         step.ids,
         step.scores,
         step.support.sum(-1, keepdim=True),
         step.entropy[:, None],
-        is_held[:, None],
+        kinds[:, None],
     )
     return torch.cat([column.float() for column in columns], dim=-1)
 
 
-def _read(step: SoftStep, is_held: Tensor) -> tuple[StepRecord, np.ndarray]:
+def _read(step: SoftStep, kinds: Tensor) -> StepRecord:
     """A step to the host, in one transfer."""
-    host = _join(step, is_held).cpu().numpy()
-    nothing = np.zeros(len(host), dtype=bool)
-    record = StepRecord(host[:, :-1], host[:, 0].astype(np.int64), nothing, nothing)
-    return record, host[:, -1] > 0
+    rows = _join(step, kinds).cpu().numpy()
+    return StepRecord(rows, rows[:, 0].astype(np.int64), changed=[])
+
+
+def _draw_missing(
+    step: SoftStep,
+    record: StepRecord,
+    logits: Tensor,
+    noise: Tensor,
+    config: ThinkingConfig,
+    thinks: np.ndarray,
+) -> None:
+    """Tokens of the rows that have drawn nothing, from more and more columns."""
+    num_columns = _NUCLEUS
+    while len(missing := np.isnan(record.rows[:, -1]).nonzero()[0]):
+        num_columns *= _WIDER
+        for is_thinking in (True, False):
+            rows = missing[thinks[missing] == is_thinking]
+            if len(rows):
+                own = config if is_thinking else config.answer
+                _draw_again(step, record, logits, noise, own, rows, num_columns)
 
 
 def _draw_again(
@@ -228,18 +255,17 @@ def _draw_again(
     config: ThinkingConfig,
     rows: np.ndarray,
     num_columns: int,
-) -> np.ndarray:
-    """Tokens of some rows from more columns, into step and record; which nuclei were found."""
+) -> None:
+    """Tokens of some rows from more columns, into step and record."""
     index = torch.from_numpy(rows).to(logits.device)
-    again, is_held = _draw_token(
+    again, kinds = _draw_token(
         logits.index_select(0, index), config, noise.index_select(0, index)[:, :1], num_columns
     )
     step.ids[index, :1] = again.ids
     step.entropy[index] = again.entropy
-    read, is_held_here = _read(again, is_held)
+    read = _read(again, kinds)
     record.rows[rows, 0], record.tokens[rows] = read.tokens, read.tokens
-    record.entropies[rows] = read.entropies
-    return is_held_here
+    record.rows[rows, -2:] = read.rows[:, -2:]
 
 
 def _draw_token(
@@ -251,19 +277,20 @@ def _draw_token(
     nucleus is among them.
 
     Returns:
-        The step, of one column, and is_held [N] bool: False where the columns did not hold top_p.
+        The step, of one column, and its kind [N]: nothing yet where the columns did not hold top_p.
     """
     top_p = config.top_p
     is_nucleus = config.top_k is None and top_p != 1
     if not isinstance(top_p, float) or not is_nucleus or num_columns >= logits.shape[-1]:
         step = draw_step(logits, config, noise=noise)
-        return step, torch.ones_like(step.support[:, 0])
+        return step, torch.full_like(step.entropy, _TOKEN)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / config.temperature
     values, ids = logits.topk(num_columns, dim=-1)
     probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
     support = cut_support(ids, probs, torch.ones_like(ids, dtype=torch.bool), config)
     # Where it is not finite, more columns would not make a number of it.
-    return draw_token_from(support, noise), ~(probs.sum(-1) <= top_p)
+    kinds = torch.full_like(support.entropy, _TOKEN)
+    return draw_token_from(support, noise), kinds.masked_fill_(probs.sum(-1) <= top_p, _NOTHING)
 
 
 def _widen(step: SoftStep, config: ThinkingConfig, noise_width: int) -> SoftStep:

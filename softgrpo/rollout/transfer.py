@@ -14,8 +14,10 @@ def upload(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
     """The arrays as tensors on a device, by name.
 
     They travel as float64, which holds every integer below 2^53, and arrive as int64, bool or
-    float64.
+    float64. Nothing is sent where there is nothing to send.
     """
+    if not arrays:
+        return {}
     by_kind = sorted(arrays.items(), key=lambda item: "fib".index(item[1].dtype.kind))
     flat = np.concatenate([array.ravel() for _, array in by_kind], dtype=np.float64)
     return spread(torch.from_numpy(flat).to(device), by_kind)

@@ -210,7 +210,7 @@ def _streamed(record: StepRecord, config: ThinkingConfig) -> StreamedStep:
     ids, weights = [token], [1.0]
     if is_soft:
         row = torch.from_numpy(record.rows[:1])
-        columns, count = row.shape[1] // 2 - 1, int(row[0, -2])
+        columns, count = row.shape[1] // 2 - 1, int(row[0, -3])
         support = torch.arange(columns)[None] < count
         scores = row[:, columns : 2 * columns]
         ids = row[0, :count].int().tolist()

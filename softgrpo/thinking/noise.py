@@ -51,33 +51,52 @@ class NoiseStream:
 class NoiseTable:
     """The streams of sequences that run together, a step of all of them at a time.
 
+    Draws are made many steps ahead and lie on the device, so that most steps need none of the host.
+
     Args:
         size: Sequences at a time; each has a number below it.
         width: Draws a step.
+        device: Where the draws are read.
     """
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, device: torch.device) -> None:
         self._width = width
         self._streams: list[NoiseStream | None] = [None] * size
         self._num_steps = max(1, _TABLE_BLOCK // width)
-        self._blocks = np.empty((size * self._num_steps, width))  # a block for each number
-        self._used = np.zeros(size, dtype=np.int64)
+        self._table = torch.empty(self._num_steps, size, width, dtype=torch.float64, device=device)
+        self._used = 0  # steps of the table that have been read, by all sequences alike
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next step of every sequence is still to be drawn."""
+        return self._used == self._num_steps
 
     def begin(self, number: int, seed: int, sequence: int) -> None:
         """Let a number stand for a sequence, at its first step; see NoiseStream."""
         self._streams[number] = NoiseStream(seed, sequence, self._width)
-        self._used[number] = self._num_steps
 
-    def next(self, numbers: np.ndarray) -> np.ndarray:
-        """[N, width] float64 draws of the next step of these [N] sequences."""
-        count, used = self._num_steps, self._used[numbers]
-        for place in (used == count).nonzero()[0].tolist():
-            number, used[place] = int(numbers[place]), 0
+    def draw(self, numbers: np.ndarray) -> np.ndarray:
+        """[S, N, width] float64 draws of these [N] sequences, to be ``put``.
+
+        S is what is left of the table: sequences that begin now, or all where it is used up.
+        """
+        if self.is_used_up:
+            self._used = 0
+        draws = np.empty((self._num_steps - self._used, len(numbers), self._width))
+        for place, number in enumerate(numbers.tolist()):
             stream = self._streams[number]
             assert stream is not None
-            self._blocks[number * count : (number + 1) * count] = stream.take(count)
-        self._used[numbers] = used + 1
-        return self._blocks.take(numbers * count + used, axis=0)
+            draws[:, place] = stream.take(len(draws))
+        return draws
+
+    def put(self, numbers: Tensor, draws: Tensor) -> None:
+        """What was drawn for these [N] sequences, on the device."""
+        self._table[self._used :, numbers] = draws
+
+    def next(self, numbers: Tensor) -> Tensor:
+        """[N, width] float64 draws of the next step of these [N] sequences, of all that run."""
+        self._used += 1
+        return self._table[self._used - 1].index_select(0, numbers)
 
 
 def uniform(exponential: Tensor) -> Tensor:

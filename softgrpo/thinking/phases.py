@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from softgrpo.thinking.config import ThinkingConfig
 
 ThinkingEnd = Literal["marker", "budget", "cold_stop"]
+
+# What is known of a token, beside that it may end a marker or that it does not: nothing yet.
+_UNSEEN = 2
+_NO_TOKEN = -1
 
 
 class Tokenizer(Protocol):
@@ -53,8 +56,8 @@ class Markers:
         self.forced_ids: list[int] = encoded[0] if encoded else []
         # A tail this long holds any marker: one token more than its bytes for a part before it.
         self.tail = max((len(text.encode()) for text in self.strings), default=0) + 1
-        self._known = np.zeros(0, dtype=bool)  # tokens that have been looked at, and what was seen
-        self._may_end = np.zeros(0, dtype=bool)
+        # By token, whether it could complete a marker. The last place stands for all behind it.
+        self._seen = np.full(1, _UNSEEN, dtype=np.int8)
 
     def ends(self, tokens: list[int]) -> bool:
         """Whether the last of these tokens completes a marker."""
@@ -64,19 +67,18 @@ class Markers:
         before, now = self._text(tail[:-1]), self._text(tail)
         return any(now.count(text) > before.count(text) for text in self.strings)
 
-    def may_end(self, tokens: np.ndarray) -> np.ndarray:
-        """[N] bool, which of these tokens could complete a marker: few do."""
-        highest = int(tokens.max(initial=-1))
-        if highest >= len(self._known):
-            more = highest + 1 - len(self._known)
-            self._known = np.pad(self._known, (0, more))
-            self._may_end = np.pad(self._may_end, (0, more))
-        is_known = self._known[tokens]
-        if not is_known.all():
-            for token in set(tokens[~is_known].tolist()):
-                self._may_end[token] = self._may_complete(self._text([token]))
-                self._known[token] = True
-        return self._may_end[tokens]
+    def may_end(self, tokens: np.ndarray) -> list[int]:
+        """Which of these [N] tokens could complete a marker, by their places: few do."""
+        places = self._seen.take(tokens, mode="clip").nonzero()[0].tolist()
+        return [place for place in places if self._may_end(int(tokens[place]))]
+
+    def _may_end(self, token: int) -> bool:
+        if token + 1 >= len(self._seen):
+            more = token + 2 - len(self._seen)
+            self._seen = np.pad(self._seen, (0, more), constant_values=_UNSEEN)
+        if self._seen[token] == _UNSEEN:
+            self._seen[token] = self._may_complete(self._text([token]))
+        return bool(self._seen[token])
 
     def _may_complete(self, text: str) -> bool:
         """Whether a token of this text may hold the end of a marker: all of one, or its rest."""
@@ -92,21 +94,18 @@ class Markers:
         return self._decode(ids, skip_special_tokens=False)
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """What a step was to some sequences.
 
     Attributes:
         tokens: [N] int64, the step's tokens: what was drawn, or what was put in its place.
-        was_thinking: [N] bool, whether the sequence still thought when it was drawn.
-        ended: [N] bool, whether this very step ended the thinking (with a marker).
-        was_forced: [N] bool, whether the token was put there.
+        ended: The sequences, as places in [N], whose thinking this very step ended (with a marker).
+        forced: Those whose token was put there.
     """
 
     tokens: np.ndarray
-    was_thinking: np.ndarray
-    ended: np.ndarray
-    was_forced: np.ndarray
+    ended: list[int]
+    forced: list[int]
 
 
 class ThinkingPhases:
@@ -127,10 +126,13 @@ class ThinkingPhases:
         self._forced: dict[int, list[int]] = {}  # tokens still to be put in, in order
         self._ended_by: list[ThinkingEnd | None] = []
         self.is_thinking = np.zeros(0, dtype=bool)
-        self._num_steps = np.zeros(0, dtype=np.int64)
+        self._num_left = np.zeros(0, dtype=np.int64)  # steps of the budget
         self._num_cold = np.zeros(0, dtype=np.int64)
-        # The last tokens, each at its step modulo their number.
+        # The last tokens in a ring, the place in it of the next one, and by place the one behind
+        # it: to look it up takes less time than to compute it.
         self._tails = np.zeros((0, markers.tail), dtype=np.int64)
+        self._places = np.zeros(0, dtype=np.int64)
+        self._behind = np.roll(np.arange(markers.tail), -1)
 
     def __len__(self) -> int:
         """How many sequences have a number."""
@@ -142,7 +144,8 @@ class ThinkingPhases:
             self._grow()
         number = heapq.heappop(self._free)
         self.is_thinking[number], self._ended_by[number] = True, None
-        self._num_steps[number] = self._num_cold[number] = 0
+        self._num_left[number], self._num_cold[number] = self._config.max_think_tokens or 0, 0
+        self._tails[number], self._places[number] = _NO_TOKEN, 0
         return number
 
     def end(self, number: int) -> None:
@@ -163,54 +166,56 @@ class ThinkingPhases:
             entropies: [N] float, of the supports in nats, for cold stop.
         """
         thinks = self.is_thinking[numbers]
-        ended, was_forced = np.zeros((2, len(numbers)), dtype=bool)
+        ended: list[int] = []
+        forced: list[int] = []
         if self._forced:
             tokens = tokens.copy()
             for row, number in enumerate(numbers.tolist()):
                 if number in self._forced:
-                    tokens[row], was_forced[row] = self._next_forced(number), True
-        if thinks.all():
+                    tokens[row] = self._next_forced(number)
+                    forced.append(row)
+        num_thinking = np.count_nonzero(thinks)
+        if num_thinking == len(numbers):
             ended = self._think(numbers, tokens, entropies)
-        elif thinks.any():
-            ended[thinks] = self._think(numbers[thinks], tokens[thinks], entropies[thinks])
-        return Progress(tokens, thinks, ended, was_forced)
+        elif num_thinking:
+            rows = thinks.nonzero()[0]
+            ended = rows[self._think(numbers[rows], tokens[rows], entropies[rows])].tolist()
+        return Progress(tokens, ended, forced)
 
-    def _think(self, numbers: np.ndarray, tokens: np.ndarray, entropies: np.ndarray) -> np.ndarray:
-        """One step of sequences that think; [N] bool, where a marker ended it."""
+    def _think(self, numbers: np.ndarray, tokens: np.ndarray, entropies: np.ndarray) -> list[int]:
+        """One step of sequences that think; the places where a marker ended it."""
         config = self._config
-        steps = self._num_steps[numbers]
-        self._num_steps[numbers] = steps + 1
-        ended = np.zeros(len(numbers), dtype=bool)
+        ended = []
         if self._markers.strings:
-            self._tails[numbers, steps % self._markers.tail] = tokens
-            for i in self._markers.may_end(tokens).nonzero()[0].tolist():
+            places = self._places[numbers]
+            self._tails[numbers, places] = tokens
+            self._places[numbers] = self._behind[places]
+            for i in self._markers.may_end(tokens):
                 if self._markers.ends(self._tail(int(numbers[i]))):
-                    ended[i] = True
-                    self._stop(int(numbers[i]), "marker")
-        goes_on = ~ended
+                    ended.append(i)
+                    self._stop(numbers[i : i + 1], "marker")
         if config.cold_stop_entropy is not None:
-            is_cold = entropies < config.cold_stop_entropy
-            self._num_cold[numbers] = np.where(is_cold, self._num_cold[numbers] + 1, 0)
-            stops = goes_on & (self._num_cold[numbers] >= config.cold_stop_steps)
-            for number in numbers[stops].tolist():
-                self._stop(number, "cold_stop")
-            goes_on &= ~stops
+            num_cold = np.where(
+                entropies < config.cold_stop_entropy, self._num_cold[numbers] + 1, 0
+            )
+            self._num_cold[numbers] = num_cold
+            self._stop(numbers[num_cold >= config.cold_stop_steps], "cold_stop")
         if config.max_think_tokens is not None:
-            stops = goes_on & (self._num_steps[numbers] == config.max_think_tokens)
-            for number in numbers[stops].tolist():
-                self._stop(number, "budget")
+            self._num_left[numbers] = num_left = self._num_left[numbers] - 1
+            self._stop(numbers[num_left == 0], "budget")
         return ended
 
     def _tail(self, number: int) -> list[int]:
         """The last tokens of a sequence, or all of them."""
-        steps, size = int(self._num_steps[number]), self._markers.tail
-        tail = self._tails[number]
-        return tail[:steps].tolist() if steps <= size else np.roll(tail, -(steps % size)).tolist()
+        tail = np.roll(self._tails[number], -self._places[number])
+        return tail[tail != _NO_TOKEN].tolist()
 
-    def _stop(self, number: int, how: ThinkingEnd) -> None:
-        self.is_thinking[number], self._ended_by[number] = False, how
-        if how != "marker":
-            self._forced[number] = list(self._markers.forced_ids)
+    def _stop(self, numbers: np.ndarray, how: ThinkingEnd) -> None:
+        """End the thinking of these sequences, where nothing else has ended it just now."""
+        for number in numbers[self.is_thinking[numbers]].tolist():
+            self.is_thinking[number], self._ended_by[number] = False, how
+            if how != "marker":
+                self._forced[number] = list(self._markers.forced_ids)
 
     def _next_forced(self, number: int) -> int:
         token = self._forced[number].pop(0)
@@ -225,6 +230,7 @@ class ThinkingPhases:
         self._free += range(size, size + more)
         self._ended_by += [None] * more
         self.is_thinking = np.pad(self.is_thinking, (0, more))
-        self._num_steps = np.pad(self._num_steps, (0, more))
+        self._num_left = np.pad(self._num_left, (0, more))
         self._num_cold = np.pad(self._num_cold, (0, more))
         self._tails = np.pad(self._tails, ((0, more), (0, 0)))
+        self._places = np.pad(self._places, (0, more))

@@ -84,6 +84,18 @@ def test_a_step_waits_a_few_times(workload, attention, steps):
     _assert_few(steps, rollouts)
 
 
+@pytest.mark.parametrize("config", [{"think_end": ()}, {"max_think_tokens": 1}], ids=str)
+def test_a_step_in_which_nothing_happens_is_read_and_sends_nothing(config, steps):
+    """Something happens where sequences end, and once where the cache moves its columns."""
+    rollouts = _generate(thinking(**config))
+    ends = {len(r.token_ids) for r in rollouts}
+    started = list(enumerate(steps, start=1))[2:]  # with the first two steps their thinking ends
+    busy = [counts for step, counts in started if counts.uploads or step in ends]
+    quiet = [counts for step, counts in started if not counts.uploads and step not in ends]
+    assert len(busy) <= len(ends) + 1 < len(quiet)
+    assert all(counts.waits.total() == 1 for counts in quiet)
+
+
 def test_a_nucleus_too_wide_to_be_found_at_once_costs_two_more(steps):
     """Whether it was found comes with the step; the rows where it was not are drawn again."""
     rollouts = _generate(thinking(max_think_tokens=1, answer_top_p=0.8, answer_temperature=2.0))

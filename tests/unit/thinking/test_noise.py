@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from softgrpo.thinking import noise
-from softgrpo.thinking.noise import NoiseStream
+from softgrpo.thinking.noise import NoiseStream, NoiseTable
 
 
 def _stream(seed=1, sequence=0, width=4, steps=100):
@@ -66,3 +66,34 @@ def test_another_seed_or_sequence_is_independent(other):
     a, b = _stream(steps=2000), _stream(steps=2000, **other)
     assert not np.intersect1d(a, b).size
     assert abs(stats.spearmanr(a.ravel(), b.ravel()).statistic) < 4 / np.sqrt(a.size)
+
+
+@pytest.mark.parametrize("width", [1, 5, 700, 4096])
+def test_a_table_gives_every_sequence_its_own_stream_whenever_it_begins(width, monkeypatch):
+    """Numbers in any order, one that is taken again, and tables that are used up on the way."""
+    monkeypatch.setattr(noise, "_TABLE_BLOCK", 7 * 5)
+    table = NoiseTable(3, width, torch.device("cpu"))
+    sequences, found = {}, {}
+    beginning = {0: (2, 20), 4: (0, 21), 5: (1, 22), 19: (0, 23)}  # at a step: number, sequence
+
+    def put(numbers):
+        table.put(torch.tensor(numbers), torch.from_numpy(table.draw(np.array(numbers))))
+
+    def begin(number, sequence):
+        sequences[number], found[sequence] = sequence, []
+        table.begin(number, seed=1, sequence=sequence)
+        put([number])
+
+    for step in range(30):
+        if table.is_used_up and sequences:
+            put(list(sequences))
+        if step in beginning:
+            begin(*beginning[step])
+        numbers = list(sequences)
+        for number, draws in zip(numbers, table.next(torch.tensor(numbers)).numpy(), strict=True):
+            found[sequences[number]].append(draws)
+    assert {sequence: len(draws) for sequence, draws in found.items()} == {
+        20: 30, 21: 15, 22: 25, 23: 11
+    }  # fmt: skip
+    for sequence, draws in found.items():
+        np.testing.assert_array_equal(draws, _stream(1, sequence, width, len(draws)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -59,8 +57,9 @@ class _One:
         numbers = np.array([self.others[0], self.number, self.others[1]])
         tokens, entropies = np.array([3, token, 3]), np.array([1.0, entropy, 1.0])
         progress = self.phases.update(numbers, tokens, entropies)
-        assert not progress.ended[[0, 2]].any()
-        return Progress(*(getattr(progress, f.name)[1] for f in fields(progress)))
+        assert not {0, 2} & {*progress.ended}
+        places = ([1] if 1 in rows else [] for rows in (progress.ended, progress.forced))
+        return Progress(int(progress.tokens[1]), *places)
 
     @property
     def is_thinking(self):
@@ -122,19 +121,19 @@ def test_at_the_budget_the_marker_is_forced():
     phase = _phase(max_think_tokens=3)
     states = []
     for token in (3, 4, 5):
-        assert not phase.update(token, 1.0).was_forced
+        assert not phase.update(token, 1.0).forced
         states.append(phase.is_thinking)
     assert states == [True, True, False] and phase.ended_by == "budget"
     forced, after = phase.update(6, 1.0), phase.update(7, 1.0)
-    assert [int(forced.tokens)] == word_tokenizer().encode("</t>") and forced.was_forced
-    assert int(after.tokens) == 7 and not after.was_forced
+    assert [forced.tokens] == word_tokenizer().encode("</t>") and forced.forced
+    assert after.tokens == 7 and not after.forced
 
 
 def test_a_marker_at_the_budgets_last_step_is_not_forced_again():
     phase = _phase(max_think_tokens=2)
     phase.update(3, 1.0)
     assert phase.update(word_tokenizer().encode("</t>")[0], 1.0).ended
-    assert phase.ended_by == "marker" and not phase.update(4, 1.0).was_forced
+    assert phase.ended_by == "marker" and not phase.update(4, 1.0).forced
 
 
 def test_a_cold_stop_needs_consecutive_cold_steps():
@@ -143,7 +142,7 @@ def test_a_cold_stop_needs_consecutive_cold_steps():
         phase.update(3, entropy)
         assert phase.is_thinking
     phase.update(3, 0.05)
-    assert phase.ended_by == "cold_stop" and phase.update(3, 1.0).was_forced
+    assert phase.ended_by == "cold_stop" and phase.update(3, 1.0).forced
 
 
 def test_without_an_end_the_phase_goes_on():
@@ -165,7 +164,7 @@ def test_a_number_that_is_free_again_begins_anew():
     phases.end(0)
     assert phases.begin() == 0
     progress = phases.update(number, hash_token, np.ones(1))
-    assert progress.was_thinking.all() and not progress.ended.any() | progress.was_forced.any()
+    assert phases.is_thinking[0] and not progress.ended + progress.forced
 
 
 def test_numbers_are_the_lowest_that_are_free():
