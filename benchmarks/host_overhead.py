@@ -8,7 +8,10 @@ to count it: it is CPU-time. Each section prints a Markdown table.
 
 in-process  What the engine does in process, with a model whose forward costs nothing: waits for
          the device, operations and uploads of a step, counted on the tests' pretend accelerator,
-         and the host's own time, which is all that does more than launch operations.
+         and the host's own time, which is all that does more than launch operations, as a clock on
+         the wall and as the thread's own (other programs are in the former). Medians of steps: the
+         few that draw noise for hundreds of steps ahead, or in which sequences end, are not in it.
+length   A step of one sequence at the end of 32,768 steps against one at the beginning, in turn.
 worker   What a vLLM worker and its scheduler do for soft thinking, called as they call it, without
          vLLM and without a model. The vocabulary is small, so that the arithmetic on logits, which
          a GPU does, takes next to no time: what is left is the host's part and our bookkeeping.
@@ -29,7 +32,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -58,6 +61,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
     encode_request,
 )
 from softgrpo.thinking import Objective, ThinkingConfig
+from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.phases import Markers
 
 # Nothing ends it: every sequence thinks at all of its steps.
@@ -66,10 +70,13 @@ OBJECTIVE = Objective.of(CONFIG, "gumbel")
 PROMPT = [4, 5, 6, 7]
 VOCABULARY = 64
 
+Clock = Callable[[], float]
+CLOCKS: tuple[Clock, ...] = (time.perf_counter, time.thread_time)
+
 
 def main() -> None:
     """Measure and print the sections asked for."""
-    sections = {"in-process": in_process, "worker": worker, "http": http}
+    sections = {"in-process": in_process, "length": length, "worker": worker, "http": http}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,45 +102,78 @@ def table(title: str, columns: list[str], rows: dict[str, list[str]]) -> str:
 # in process -------------------------------------------------------------------------------------
 def in_process(sequences: list[int], steps: int, rounds: int) -> str:
     """The engine's own part of a decoding step, by sequences decoded together."""
-    times = {f"{count} sequences": _in_process(count, steps, rounds) for count in sequences}
-    counted = {name: _counted(int(name.split()[0])) for name in times}
-    rows = {name: [*(f"{x:.0f}" for x in counted[name]), f"{times[name]:.2f}"] for name in times}
-    return table("in process, a step", ["waits", "launches", "uploads", "us a sequence"], rows)
+    rows = {}
+    for count in sequences:
+        times = [_in_process(count, steps, rounds, clock) for clock in CLOCKS]
+        rows[f"{count} sequences"] = [
+            *(f"{x:.0f}" for x in _counted(count)), *(f"{x:.2f}" for x in times)
+        ]  # fmt: skip
+    columns = ["waits", "launches", "uploads", "us a sequence", "of the CPU"]
+    return table("in process, a step", columns, rows)
 
 
-def _in_process(count: int, steps: int, rounds: int) -> float:
+def _in_process(count: int, steps: int, rounds: int, clock: Clock) -> float:
     """Host microseconds a sequence and step: all but what would run on the device."""
     taken = []
     for _ in range(rounds):
-        batch = _batch(count, steps + 1, torch.device("cpu"))
-        run = batch.run(lambda *_, **__: "")
-        with torch.no_grad(), _stopwatch() as on_device:
+        run = _batch(count, steps + 1, torch.device("cpu")).run(lambda *_, **__: "")
+        with torch.no_grad(), _stopwatch(clock) as on_device:
             next(run)
             for _ in range(steps):
-                on_device[0], start = 0.0, time.perf_counter()
+                on_device[0], start = 0.0, clock()
                 next(run)
-                taken.append(time.perf_counter() - start - on_device[0])
+                taken.append(clock() - start - on_device[0])
     return 1e6 * statistics.median(taken) / count
 
 
+def length(sequences: list[int], steps: int, rounds: int) -> str:
+    """One step of a long sequence, whatever the arguments, by how far it is."""
+    total, window = 32_768, 1024
+    old, young = (
+        _batch(1, total, torch.device("cpu")).run(lambda *_, **__: "") for _ in range(2)
+    )  # fmt: skip
+    taken: dict[str, list[float]] = {"first": [], "last": []}
+    with torch.no_grad():
+        for run, before in ((old, total - window), (young, 64)):
+            for _ in range(before):
+                next(run)
+        for _ in range(window):
+            for name, run in (("first", young), ("last", old)):
+                start = time.thread_time()
+                next(run)
+                taken[name].append(time.thread_time() - start)
+    first, last = (1e6 * statistics.median(seconds) for seconds in taken.values())
+    rows = {"us of the CPU": [f"{first:.0f}", f"{last:.0f}", f"{last / first:.3f}"]}
+    return table("one sequence, a step", [*taken, "ratio"], rows)
+
+
 @contextmanager
-def _stopwatch() -> Iterator[list[float]]:
-    """Seconds spent in what does nothing but launch operations on the device."""
-    on_device = [0.0]
+def _stopwatch(clock: Clock) -> Iterator[list[float]]:
+    """Seconds spent in what does nothing but launch operations on the device.
+
+    Looking at the clock is part of them: what it takes is measured first.
+    """
+    on_device, own = [0.0], 0.0
 
     def timed(function: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                on_device[0] += time.perf_counter() - start
+                on_device[0] += clock() - start + own
 
         return run
+
+    nothing, start = timed(lambda: None), clock()
+    for _ in range(10_000):
+        nothing()
+    own = (clock() - start - on_device[0]) / 10_000
 
     names = [(rollout_steps, "_draw"), (rollout_steps, "_join"), (transfer, "spread")]
     names += [(rollout_batch, name) for name in ("settle", "mix")]
     names += [(DecodingBatch, name) for name in ("_keep", "_next_logits")]
+    names += [(NoiseTable, "next")]
     originals = [getattr(module, name) for module, name in names]
     for (module, name), function in zip(names, originals, strict=True):
         setattr(module, name, timed(function))
