@@ -1,4 +1,4 @@
-"""Progress on a terminal as a bar, and elsewhere as a plain line now and then."""
+"""Progress on a terminal as a bar, and elsewhere as lines: each log, a count now and then."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TrainingProgress(TrainerCallback):
         self._bar: Any = None
         self._status = ""
         self._done = 0
-        self._clock = self._last_line = self._last_refresh = 0.0
+        self._clock = self._last_refresh = 0.0
         self._tokens: float | None = None
         self._started, self._first_step = 0.0, 0
 
@@ -100,13 +100,10 @@ class TrainingProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(self._status)
             return
-        now, is_first = time.monotonic(), self._last_line == 0.0
-        if is_first or now - self._last_line > _LINE_SECONDS:
-            self._last_line = now
-            made = max(state.global_step - self._first_step, 1)
-            left = (now - self._started) / made * (state.max_steps - state.global_step)
-            step = f"step {state.global_step}/{state.max_steps}"
-            print(f"{step}  {self._status}  {duration(left)} left", flush=True)
+        made = max(state.global_step - self._first_step, 1)
+        left = (time.monotonic() - self._started) / made * (state.max_steps - state.global_step)
+        step = f"step {state.global_step}/{state.max_steps}"
+        print(f"{step}  {self._status}  {duration(left)} left", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -122,8 +119,9 @@ class TrainingProgress(TrainerCallback):
 
 
 def status(logs: dict[str, Any], tokens_per_second: float | None) -> str:
-    """The numbers of one log in a few words."""
-    parts = [f"reward {logs['reward']:.3f}"]
+    """The numbers of one log in a few words; its reward is None where nothing was judged."""
+    reward = logs["reward"]
+    parts = ["nothing judged" if reward is None else f"reward {reward:.3f}"]
     if logs.get("kl") is not None:
         parts.append(f"kl {logs['kl']:.4f}")
     if tokens_per_second is not None:

@@ -1,4 +1,4 @@
-"""Help is fast and teaches; small formats."""
+"""Help is fast and teaches."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from softgrpo.cli.main import main
-from softgrpo.cli.progress import duration, status
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["lab"]])
@@ -36,15 +35,3 @@ def test_unknown_options_outside_of_train(capsys):
 def test_lab_info(capsys):
     assert main(["lab", "info"]) == 0
     assert "lab:chains" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.14159, "3.1s"), (90, "1m30s"), (3599.9, "1h00m"), (7380, "2h03m")]
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_status():
-    assert status({"reward": 0.5, "kl": 0.001}, 12.3) == "reward 0.500  kl 0.0010  12 tokens/s"
-    assert status({"reward": 0.5}, None) == "reward 0.500"
