@@ -39,6 +39,7 @@ class Plan:
         model: A local folder or hub id.
         tokenizer: The model's, with a pad token.
         train: Data set for the trainer.
+        num_steps: Optimizer steps of the whole run.
         evaluation: Data set for the trainer's evaluation, None where it makes none.
         problems: Held-out problems, evaluated before and after; empty for none.
         prompt_ids: Their prompts.
@@ -56,6 +57,7 @@ class Plan:
     model: str
     tokenizer: Any
     train: Dataset
+    num_steps: int
     evaluation: Dataset | None
     problems: list[Problem]
     prompt_ids: list[list[int]]
@@ -92,6 +94,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     lora = _lora_config(config)
     style = prompt_format(config)
     train = load(config, "train", config.num_train_problems)
+    num_steps = args.num_steps(len(train))
     problems = load(config, "eval", config.num_eval_problems) if config.num_eval_problems else []
 
     place = resolve_model(str(config.model))
@@ -122,6 +125,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         model=place,
         tokenizer=tokenizer,
         train=rows,
+        num_steps=num_steps,
         evaluation=held_out if args.eval_strategy != "no" else None,
         problems=problems,
         prompt_ids=eval_ids,

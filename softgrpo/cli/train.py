@@ -192,11 +192,11 @@ def _checkpoint_bytes(plan: Plan) -> int:
     """
     weights = sum(path.stat().st_size for path in Path(plan.model).glob("*.safetensors"))
     args = plan.args
-    if args.save_strategy == "no" or args.max_steps <= 0:
+    if args.save_strategy == "no":
         saves = 1
     else:
-        steps = args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps
-        saves = math.ceil(args.max_steps / max(steps, 1))
+        steps = args.save_steps if args.save_steps >= 1 else args.save_steps * plan.num_steps
+        saves = math.ceil(plan.num_steps / max(steps, 1))
     if args.save_total_limit:
         saves = min(saves, args.save_total_limit + 1)  # the oldest goes after the newest is there
     return 0 if plan.lora else weights * (1 + 3 * saves)

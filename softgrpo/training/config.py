@@ -6,6 +6,7 @@ and ``min_p`` are those of the thinking steps; the answer has its own.
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -216,6 +217,12 @@ class SofTGRPOConfig(GRPOConfig):
             self.min_p = 0.0
         if self.rollout_batch_size < 1:
             raise ValueError(f"rollout_batch_size={self.rollout_batch_size}: must be >= 1")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(
+                f"max_steps={self.max_steps}: must be >= 1, or -1 for num_train_epochs"
+            )
+        if self.max_steps == -1 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs}: must be above 0")
         for name in ("rollout_batch_tokens", "train_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -263,6 +270,37 @@ class SofTGRPOConfig(GRPOConfig):
         if values["noise_clamp"] is not None:
             values["noise_clamp"] = tuple(values["noise_clamp"])
         return ThinkingConfig(**values)
+
+    def check_num_prompts(self, num_prompts: int) -> int:
+        """How many rollouts an epoch has; prompts that fill none are left out.
+
+        Raises:
+            ValueError: They do not fill a single one, so that no step would be made.
+        """
+        needed = int(self.generation_batch_size or 0) // int(self.num_generations or 1)
+        if num_prompts < needed:
+            raise ValueError(
+                f"{num_prompts} training problems are fewer than the {needed} prompts of a rollout "
+                f"(generation_batch_size={self.generation_batch_size} / "
+                f"num_generations={self.num_generations}), so no step would be made; give at "
+                f"least {needed}, or lower per_device_train_batch_size or "
+                "gradient_accumulation_steps"
+            )
+        return num_prompts // needed
+
+    def num_steps(self, num_prompts: int) -> int:
+        """Optimizer steps of a run over so many prompts.
+
+        Raises:
+            ValueError: As ``check_num_prompts``.
+        """
+        rollouts = self.check_num_prompts(num_prompts)
+        if self.max_steps > 0:
+            return self.max_steps
+        batches = rollouts * int(self.steps_per_generation or 1) * self.num_iterations
+        return math.ceil(
+            self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps)
+        )
 
     @property
     def objective(self) -> Objective:

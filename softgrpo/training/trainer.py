@@ -418,6 +418,7 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
+        self.args.check_num_prompts(len(sampler.data_source))
         if not sampler.shuffle:
             return sampler
         self._train_sampler = _EpochSampler(

@@ -28,6 +28,8 @@ def meet(engine):
 TransformersEngine.sync = meet
 assert main(["train", recipe]) == 0
 assert main(["train", recipe, "--resume"]) == 0  # finished already
+# Two processes take two prompts a rollout.
+assert main(["train", recipe, "--num_train_problems", "1", "--output_dir", sys.argv[3]]) == 2
 TransformersEngine.sync = sync
 
 class Signal(train.Interrupt):
@@ -57,7 +59,7 @@ def runs(tmp_path_factory):
         "logging_steps": 1, "tau": 0.7, "seed": 3, "ddp_timeout": 30,
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    arguments = str(folder / "recipe.yaml"), str(folder / "stopped")
+    arguments = str(folder / "recipe.yaml"), str(folder / "stopped"), str(folder / "refused")
     run_processes(RUN, *arguments, processes=2, timeout=100)
     return folder
 
@@ -66,6 +68,10 @@ def test_a_run_ends_where_only_together_the_processes_can_gather_its_weights(run
     summary = json.loads((runs / "whole" / "evaluation" / "summary.json").read_text())
     assert summary["after"]["soft"]["num_problems"] == 3
     assert not (runs / "whole" / "samples").exists()  # one process alone would make them
+
+
+def test_fewer_problems_than_the_processes_take_together_are_refused(runs):
+    assert not (runs / "refused").exists()
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(runs):

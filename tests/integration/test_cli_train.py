@@ -138,6 +138,9 @@ BAD_FIELDS = [
     ({"task": "{tmp}/none.jsonl"}, ["none.jsonl", "no such file"]),
     ({"task": "{tmp}/empty.jsonl"}, ["empty", "no data"]),
     ({"task": "{tmp}/columns.jsonl"}, ["columns.jsonl:1", "no column 'answer'"]),
+    ({"max_steps": 0}, ["max_steps=0"]),
+    ({"num_train_problems": 1, "gradient_accumulation_steps": 2},
+     ["1 training problems", "2 prompts", "gradient_accumulation_steps"]),
     ({"num_eval_problems": 9999}, ["num_problems=9999"]),
     ({"max_completion_length": 127}, ["max_completion_length", "context is 128"]),
     ({"chat": True}, ["chat", "template"]),
@@ -148,7 +151,7 @@ BAD_FIELDS = [
     ({"lora": {"rank": 2}}, ["lora", "rank"]),
     ({"use_vllm": True}, ["use_vllm"]),
     ({"save_only_model": True}, ["save_only_model"]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "said"), BAD_FIELDS, ids=lambda x: str(x)[:40])

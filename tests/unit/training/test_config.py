@@ -1,0 +1,50 @@
+"""How many steps a run has, and runs that would have none."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers import TRAIN_PROMPTS, make_trainer, train_config
+
+# Settings, and the prompts that one rollout takes with four generations of each.
+ROLLOUTS = [
+    ({}, 2),
+    ({"gradient_accumulation_steps": 3}, 6),
+    ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, 4),
+    ({"num_iterations": 2}, 2),
+    ({"generation_batch_size": 32}, 8),
+]
+
+
+@pytest.mark.parametrize(("settings", "needed"), ROLLOUTS, ids=str)
+def test_fewer_prompts_than_a_rollout_takes_are_refused_with_the_numbers(
+    settings, needed, tmp_path
+):
+    args = train_config(tmp_path, **settings)
+    assert args.num_steps(needed) == 1
+    with pytest.raises(ValueError, match=f"{needed - 1} training problems .* {needed} prompts"):
+        args.num_steps(needed - 1)
+
+
+def test_the_trainer_refuses_them_too(tmp_path):
+    args = train_config(tmp_path, generation_batch_size=4 * (len(TRAIN_PROMPTS) + 1), max_steps=2,
+                        per_device_train_batch_size=4)  # fmt: skip
+    with pytest.raises(ValueError, match="8 training problems are fewer than the 9 prompts"):
+        make_trainer("tied", args).train()
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in ROLLOUTS], ids=str)
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"num_train_epochs": 1.5, "max_steps": -1}])
+def test_steps_are_those_that_the_trainer_makes(settings, length, tmp_path):
+    args = train_config(tmp_path, **settings | length)
+    trainer = make_trainer("tied", args)
+    *_, planned = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    assert args.num_steps(len(TRAIN_PROMPTS)) == planned
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_steps": 0}, {"max_steps": -2}, {"max_steps": -1, "num_train_epochs": 0}]
+)
+def test_a_run_of_no_steps_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match=r"^(max_steps|num_train_epochs)=(0|-2).*: must be"):
+        train_config(tmp_path, **settings)
