@@ -3,15 +3,25 @@
 A leaf: imports no torch and nothing else of softgrpo.
 """
 
+from softgrpo.rewards.checked import (
+    CheckedAsyncReward,
+    CheckedReward,
+    RewardError,
+    checked,
+)
 from softgrpo.rewards.extraction import answer_part, completion_text, last_boxed
 from softgrpo.rewards.numbers import last_number
 from softgrpo.rewards.reward import VERIFIERS, Judgement, Reward, judge, load_reward
 
 __all__ = [
     "VERIFIERS",
+    "CheckedAsyncReward",
+    "CheckedReward",
     "Judgement",
     "Reward",
+    "RewardError",
     "answer_part",
+    "checked",
     "completion_text",
     "judge",
     "last_boxed",

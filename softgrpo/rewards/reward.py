@@ -6,12 +6,16 @@ Not their sum: several rewards are weighed by TRL's `reward_weights`.
 import importlib
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
+from softgrpo.rewards.checked import CheckedAsyncReward, CheckedReward, checked
 from softgrpo.rewards.code import verify_humaneval, verify_mbpp
 from softgrpo.rewards.extraction import Completion, answer_part, completion_text
 from softgrpo.rewards.math_verifier import math_answer, math_verify
@@ -132,12 +136,13 @@ class Reward:
         return 0.0 if part is None else VERIFIERS[self.name].verdict(part, gold)
 
 
-def load_reward(spec: str, *, think_end: Sequence[str]) -> Callable[..., list[float | None]]:
-    """The reward a recipe names.
+def load_reward(spec: str, *, think_end: Sequence[str]) -> CheckedReward | CheckedAsyncReward:
+    """The reward a recipe names, held to its promise by `checked`.
 
     Args:
         spec: A key of `VERIFIERS`, or `module:function` for a function of the user's with TRL's
-            signature, fn(prompts, completions, **columns) -> list[float | None].
+            signature, fn(prompts, completions, **columns) -> list[float | None], from where Python
+            finds modules or else the current directory.
         think_end: The markers that end thinking, none for a model that does not think. A function
             of the user's is given them where it has a parameter `think_end`.
 
@@ -147,26 +152,34 @@ def load_reward(spec: str, *, think_end: Sequence[str]) -> Callable[..., list[fl
     if isinstance(think_end, str) or not all(think_end):
         raise ValueError(f"think_end={think_end!r}: must be a list of strings, none of them empty")
     if spec in VERIFIERS:
-        return Reward(spec, tuple(think_end))
+        return checked(Reward(spec, tuple(think_end)))
     module_name, colon, function_name = spec.partition(":")
     if not colon:
         raise ValueError(
             f"reward {spec!r}: unknown; there are {', '.join(VERIFIERS)}, and module:function"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"reward {spec!r}: cannot import {module_name!r} ({error}); is its directory on "
-            "PYTHONPATH?"
-        ) from error
+    module = _import(spec, module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(
-            f"reward {spec!r}: {function_name!r} in {module.__file__} "
+            f"reward {spec!r}: {function_name!r} in {getattr(module, '__file__', module_name)} "
             + ("does not exist" if function is None else f"is a {type(function).__name__}")
             + "; it must be a function(prompts, completions, **columns)"
         )
     if "think_end" in inspect.signature(function).parameters:
-        return partial(function, think_end=tuple(think_end))
-    return function
+        return checked(partial(function, think_end=tuple(think_end)))
+    return checked(function)
+
+
+def _import(spec: str, module_name: str) -> ModuleType:
+    """A module of the user's; what it raises while it is imported is told as its own."""
+    # Last: a file that lies there by chance must not stand in for an installed module.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"reward {spec!r}: cannot import {module_name!r} ({type(error).__name__}: {error}); it "
+            "is looked for on PYTHONPATH and in the current directory"
+        ) from error

@@ -11,7 +11,8 @@ What differs from GRPOTrainer, and nothing else is overridden:
     processes, and samples of a prompt into one micro-batch, where they share it;
  8. a micro-batch with more tokens than the budget goes through the model in several passes;
  9. an input embedding that gets no gradient is frozen;
-10. a run that will outgrow its memory says so (see memory.py), as does one whose weights are too
+10. rewards of the user's are held to finite numbers (see softgrpo.rewards.checked);
+11. a run that will outgrow its memory says so (see memory.py), as does one whose weights are too
     coarse for their updates (rounding.py).
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
@@ -41,6 +42,7 @@ from trl.trainer.utils import RepeatSampler
 from softgrpo.checkpoints import seal
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.replay.kernels import without_cudnn
+from softgrpo.rewards import checked
 from softgrpo.rollout import Rollout, TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
 from softgrpo.thinking import SoftTrace
@@ -81,7 +83,8 @@ class SofTGRPOTrainer(GRPOTrainer):
     """GRPOTrainer whose rollouts think in soft tokens.
 
     Args:
-        model, reward_funcs, args, ...: As for GRPOTrainer; args is a SofTGRPOConfig.
+        model, reward_funcs, args, ...: As for GRPOTrainer; args is a SofTGRPOConfig. A reward that
+            returns anything but finite numbers, bools and None, or raises, is a RewardError.
         tools, environment_factory, rollout_func: Refused, as are vision models.
 
     Raises:
@@ -125,7 +128,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         self._num_eval_sequences = 0
         self._train_sampler: _EpochSampler | None = None
         self.on_rollout: Callable[[int, Rollout], object] | None = None
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, **kwargs)
+        super().__init__(model=model, reward_funcs=_checked(reward_funcs), args=args, **kwargs)
         if self._is_vlm:
             raise ValueError("vision models are not supported by softgrpo")
         if self._dist.fsdp_version == 1:
@@ -579,6 +582,14 @@ class _EpochSampler(RepeatSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called as an epoch begins."""
         self.generator.manual_seed((self.seed or 0) + epoch)
+
+
+def _checked(reward_funcs: Any) -> Any:
+    """Functions are checked; models, and the names of models, are TRL's own matter."""
+    if isinstance(reward_funcs, list):
+        return [_checked(reward) for reward in reward_funcs]
+    is_function = callable(reward_funcs) and not isinstance(reward_funcs, torch.nn.Module)
+    return checked(reward_funcs) if is_function else reward_funcs
 
 
 def _shares_prompts(model: Any, wanted: bool | None) -> bool:

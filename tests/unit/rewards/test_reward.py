@@ -1,8 +1,8 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,8 +72,10 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "def short(prompts, completions, **columns):\n"
         "    return [float(len(completion) < LIMIT) for completion in completions]\n"
         "def marked(prompts, completions, think_end, **columns):\n"
-        "    return [think_end for completion in completions]\n"
+        "    return [completion.endswith(think_end) for completion in completions]\n"
     )
+    (tmp_path / "torn.py").write_text("def score(:\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -83,8 +85,27 @@ def test_a_function_of_the_users() -> None:
     assert short.__name__ == "short"
     assert short(prompts=["", ""], completions=["ab", "abc"], answer=["", ""]) == [1.0, 0.0]
     marked = load_reward("my_rewards:marked", think_end=MARKERS)
-    assert isinstance(marked, partial)
-    assert marked(prompts=[""], completions=[""], answer=[""]) == [("</think>",)]
+    assert marked.__name__ == "marked"
+    assert marked(prompts=[""], completions=["a</think>"], answer=[""]) == [1.0]
+
+
+def test_a_module_of_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "near.py").write_text("def score(completions, **columns):\n    return [1.0]\n")
+    # One that lies there by chance is not taken for an installed module.
+    (tmp_path / "yaml.py").write_text("")
+    program = (
+        "from softgrpo.rewards import load_reward\n"
+        "print(load_reward('near:score', think_end=[]).now(prompts=[''], completions=['']))\n"
+        "import yaml; print(hasattr(yaml, 'safe_load'))\n"
+    )
+    path = tmp_path / "elsewhere" / "program.py"
+    path.parent.mkdir()
+    path.write_text(program)
+    loaded = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )  # fmt: skip
+    assert loaded.stdout == "[1.0]\nTrue\n"
 
 
 @pytest.mark.usefixtures("user_module")
@@ -95,7 +116,9 @@ def test_a_function_of_the_users() -> None:
             "nummeric",
             "unknown; there are exact, numeric, math_verify, .* and module:function",
         ),
-        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("no_such_module:f", "cannot import 'no_such_module' .* and in the current directory"),
+        ("torn:score", "cannot import 'torn' .SyntaxError"),
+        ("leaving:score", "cannot import 'leaving' .SystemExit"),
         (":f", "cannot import ''"),
         ("my_rewards:long", r"'long' in .*my_rewards.py does not exist"),
         ("my_rewards:", "does not exist"),
