@@ -182,7 +182,8 @@ def _make_task(
     if options.system_prompt is not None:
         prompt = replace(prompt, system=options.system_prompt)
     verifier = verifier or "math_verify"
-    judge = make_judge(verifier, think_end=style.thinking.think_end, chat=not options.plain)
+    put = prompt.messages if style.chat and not options.plain else prompt.text
+    judge = make_judge(verifier, put, think_end=style.thinking.think_end)
     digest = hashlib.sha256(
         repr([(p.question, p.answer) for p in problems]).encode(errors="replace")
     )

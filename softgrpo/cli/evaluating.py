@@ -9,9 +9,16 @@ from typing import Any
 
 from softgrpo.cli.progress import Counter
 from softgrpo.evaluation import Record, RecordFile, Results, evaluate
-from softgrpo.rewards import VERIFIERS, Judgement, judge, load_reward
+from softgrpo.rewards import (
+    VERIFIERS,
+    CheckedAsyncReward,
+    CheckedReward,
+    Judgement,
+    judge,
+    load_reward,
+)
 from softgrpo.rewards.sandbox import SandboxUnavailable, run_python
-from softgrpo.tasks import Problem
+from softgrpo.tasks import Problem, reward_columns
 from softgrpo.thinking import ThinkingConfig
 
 Judge = Callable[[Problem, str], Judgement]
@@ -89,15 +96,20 @@ def evaluate_to_file(
 
 
 def make_judge(
-    spec: str, *, think_end: Sequence[str], threshold: float = 0.5, chat: bool = True
+    spec: str,
+    put: Callable[[Problem], Any],
+    *,
+    think_end: Sequence[str],
+    threshold: float = 0.5,
 ) -> Judge:
     """What tells whether a completion solves a problem.
 
     Args:
         spec: As in load_reward.
+        put: A problem as it is put to the model, in messages or in text. A reward of the user's is
+            given completions of the same kind.
         think_end: The markers that end thinking.
         threshold: A completion is correct when a reward of the user's is above it.
-        chat: Whether such a reward is given chat messages or plain text.
 
     Raises:
         ValueError: As load_reward; or programs are to be judged and there is no sandbox.
@@ -110,7 +122,12 @@ def make_judge(
             raise ValueError(f"{spec}: programs cannot be run safely here: {error}") from error
     if spec in VERIFIERS:
         return partial(_by_verifier, spec, tuple(think_end))
-    return partial(_by_reward, reward, threshold, chat)
+    return partial(_by_reward, reward, threshold, put)
+
+
+def as_completion(text: str, is_chat: bool) -> Any:
+    """A completion as TRL gives it to rewards: messages where the prompt is, and else text."""
+    return [{"role": "assistant", "content": text}] if is_chat else text
 
 
 def _by_verifier(name: str, think_end: Sequence[str], problem: Problem, text: str) -> Judgement:
@@ -118,13 +135,14 @@ def _by_verifier(name: str, think_end: Sequence[str], problem: Problem, text: st
 
 
 def _by_reward(
-    reward: Callable[..., Any], threshold: float, chat: bool, problem: Problem, text: str
+    reward: CheckedReward | CheckedAsyncReward,
+    threshold: float,
+    put: Callable[[Problem], Any],
+    problem: Problem,
+    text: str,
 ) -> Judgement:
-    completion = [{"role": "assistant", "content": text}] if chat else text
-    value = reward(
-        prompts=[problem.question],
-        completions=[completion],
-        answer=[problem.answer],
-        problem_id=[problem.id],
-    )[0]
+    prompt = put(problem)
+    columns = {name: [value] for name, value in reward_columns(problem).items()}
+    completion = as_completion(text, is_chat=not isinstance(prompt, str))
+    [value] = reward.now(prompts=[prompt], completions=[completion], **columns)
     return Judgement(value is not None and value > threshold, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from softgrpo.cli.evaluating import Judge, make_judge
 from softgrpo.cli.problems import load, prompt_format
 from softgrpo.cli.recipe import RunConfig
+from softgrpo.cli.trial import try_judge, try_rewards
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.models import load_tokenizer, resolve_model
-from softgrpo.rewards import load_reward
+from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
 from softgrpo.tasks import Problem, to_dataset
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers
@@ -63,7 +64,7 @@ class Plan:
     prompt_ids: list[list[int]]
     shown: list[Problem]
     shown_ids: list[list[int]]
-    rewards: list[Callable[..., Any]]
+    rewards: list[CheckedReward | CheckedAsyncReward]
     judge: Judge
     decodings: dict[str, ThinkingConfig]
     lora: Any
@@ -85,14 +86,14 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         raise ValueError(f"max_completion_length={args.max_completion_length}: must be >= 1")
     think_end = args.thinking.think_end
     rewards = [load_reward(name, think_end=think_end) for name in config.rewards]
+    style = prompt_format(config)
     judge = make_judge(
         config.eval_reward or config.rewards[0],
+        style.messages if config.chat else style.text,
         think_end=think_end,
         threshold=config.eval_threshold,
-        chat=config.chat,
     )
     lora = _lora_config(config)
-    style = prompt_format(config)
     train = load(config, "train", config.num_train_problems)
     num_steps = args.num_steps(len(train))
     problems = load(config, "eval", config.num_eval_problems) if config.num_eval_problems else []
@@ -118,6 +119,8 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     eval_ids = tokenize(held_out["prompt"][:]) if held_out else []
     context = getattr(text_config, "max_position_embeddings", None)
     _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
+    try_rewards(rewards, rows[0], tokenizer, think_end)
+    try_judge(judge, (problems or train)[0], config.chat, think_end)
     count = num_shown(config, args.world_size)
     return Plan(
         config=config,

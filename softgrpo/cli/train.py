@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -23,8 +24,11 @@ from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.files import locked
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
+from softgrpo.rewards import RewardError
 from softgrpo.rollout import NonFiniteLogitsError
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+
+_logger = logging.getLogger(__name__)
 
 
 def run(recipe: str, arguments: Sequence[str], *, resume: bool, overwrite: bool) -> int:
@@ -32,7 +36,7 @@ def run(recipe: str, arguments: Sequence[str], *, resume: bool, overwrite: bool)
 
     Raises:
         ValueError: The recipe, the data or the folder are of no use; nothing has been touched.
-        RunFailed: The loss was not finite, or the disk is full.
+        RunFailed: The loss was not finite, a reward failed, or the disk is full.
     """
     with Interrupt() as interrupt:
         return _run(recipe, arguments, resume, overwrite, interrupt)
@@ -92,6 +96,10 @@ def _carry_out(
     except KeyboardInterrupt:
         _say([f"stopped; {_what_is_left(directory)}; go on with: {again}"])
         return 130
+    except RewardError as error:
+        if error.__cause__ is not None:
+            _logger.error("what the reward raised:", exc_info=error.__cause__)
+        raise RunFailed(f"{error}; {_what_is_left(directory)}; go on with: {again}") from error
     except (NonFiniteLossError, NonFiniteLogitsError) as error:
         raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
     except Exception as error:

@@ -5,7 +5,7 @@ A leaf: imports no torch and, of softgrpo, at most `rewards`.
 
 from softgrpo.tasks.benchmarks import BENCHMARKS, BOXED, Benchmark, load_benchmark
 from softgrpo.tasks.problems import Problem
-from softgrpo.tasks.prompts import PromptFormat, to_dataset
+from softgrpo.tasks.prompts import PromptFormat, reward_columns, to_dataset
 from softgrpo.tasks.sources import load_problems
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "PromptFormat",
     "load_benchmark",
     "load_problems",
+    "reward_columns",
     "to_dataset",
 ]

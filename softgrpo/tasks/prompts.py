@@ -6,7 +6,7 @@ Not the chat template: that is the tokenizer's, applied by the trainer and the e
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from softgrpo.tasks.problems import Problem
 
@@ -81,6 +81,22 @@ class PromptFormat:
         return self.template.replace(_PLACEHOLDER, question)
 
 
+# What TRL passes to rewards itself, or takes for something else.
+_TRLS = {"prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra",
+         "log_metric", "environments", "image", "images"}  # fmt: skip
+
+
+def reward_columns(problem: Problem) -> dict[str, Any]:
+    """What a reward is told of a problem, besides its prompt.
+
+    Returns:
+        `answer` and `problem_id`, and the source's own columns; without those that bear a name of
+        TRL's.
+    """
+    own = {k: v for k, v in problem.metadata.items() if k not in {"prompt", *_TRLS}}
+    return own | {"answer": problem.answer, "problem_id": problem.id}
+
+
 def to_dataset(
     problems: Sequence[Problem], prompt_format: PromptFormat, conversational: bool
 ) -> "Dataset":
@@ -93,16 +109,17 @@ def to_dataset(
             plain text.
 
     Returns:
-        A data set with the columns `prompt`, `answer` and `problem_id`.
+        A data set with the column `prompt` and those of `reward_columns`; None where a problem has
+        not what another has.
     """
     from datasets import Dataset
 
     prompt = prompt_format.messages if conversational else prompt_format.text
+    rows = [{"prompt": prompt(problem), **reward_columns(problem)} for problem in problems]
+    names = dict.fromkeys(name for row in rows for name in row)
+    # A column may hold values of several types, as JSON may.
     return Dataset.from_list(
-        [
-            {"prompt": prompt(problem), "answer": problem.answer, "problem_id": problem.id}
-            for problem in problems
-        ]
+        [{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json"
     )
 
 

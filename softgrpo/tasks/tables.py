@@ -6,6 +6,7 @@ Not their split into train and eval, which is `sources.py`.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def read_hub(repo: str, *, name: str | None, split: str, revision: str | None) -
 def to_problems(
     rows: Iterable[Row], *, table: str, question_column: str | None, answer_column: str
 ) -> list[Problem]:
-    """Turns rows into problems; the columns that are not used become metadata.
+    """Turns rows into problems; the columns that are not used become metadata, None where missing.
 
     Args:
         rows: The rows with their places.
@@ -73,7 +74,11 @@ def to_problems(
         problems[problem_id] = Problem(problem_id, question, answer, rest, context)
     if not problems:
         raise ValueError(f"{table}: no data; at least one row is needed")
-    return list(problems.values())
+    names = dict.fromkeys(name for problem in problems.values() for name in problem.metadata)
+    return [
+        replace(problem, metadata={name: problem.metadata.get(name) for name in names})
+        for problem in problems.values()
+    ]
 
 
 def _read_jsonl(path: str) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 import pytest
 
-from softgrpo.tasks import Problem, PromptFormat, to_dataset
+from softgrpo.tasks import Problem, PromptFormat, reward_columns, to_dataset
 
 PROBLEM = Problem("a/0", "1 + {x} + {question}?", "2")
 FEW_SHOT = PromptFormat(system="Add.", examples=(("2 + 2?", "4"),), template="Q: {question}")
@@ -58,3 +58,17 @@ def test_to_dataset() -> None:
     assert chat[0] == {"prompt": FEW_SHOT.messages(PROBLEM), "answer": "2", "problem_id": "a/0"}
     plain = to_dataset([PROBLEM], FEW_SHOT, conversational=False)
     assert plain[0]["prompt"] == FEW_SHOT.text(PROBLEM)
+
+
+def test_rewards_are_told_what_the_source_says_but_under_no_name_of_trls() -> None:
+    said = {"level": 3, "answer": "raw", "prompt": "raw", "images": [], "completions": ["x"]}
+    problem = Problem("a/0", "1 + 1?", "2", said)
+    assert reward_columns(problem) == {"level": 3, "answer": "2", "problem_id": "a/0"}
+
+
+def test_columns_of_several_types_come_back_as_they_were() -> None:
+    notes = [1, "a", [1, "a"], {"b": [1]}, {}, None, 0.5]
+    problems = [Problem(f"a/{i}", "?", "2", {"note": note}) for i, note in enumerate(notes)]
+    rows = to_dataset([*problems, Problem("b", "?", "2")], PromptFormat(), conversational=True)
+    assert [row["note"] for row in rows] == [*notes, None]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "?"}]

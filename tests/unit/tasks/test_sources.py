@@ -148,8 +148,8 @@ def test_columns(tmp_path: Path) -> None:
     held_out = write_jsonl(tmp_path / "rows.jsonl", rows)
     problems = load(held_out, "eval", eval_source=held_out)
     assert problems == [
-        Problem("x", "1?", "1"),
-        Problem("7", "2?", "2.5", context=tuple(context)),
+        Problem("x", "1?", "1", {"prompt": None}),  # a column that one row has, all have
+        Problem("7", "2?", "2.5", {"prompt": None}, context=tuple(context)),
         Problem("z", "3?", "3", {"prompt": "Q: 3?"}),
     ]
 

@@ -1,0 +1,72 @@
+"""One call of each reward on a completion made up for it, before anything is spent on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from transformers import TrainerState
+
+from softgrpo.cli.evaluating import Judge, as_completion
+from softgrpo.rewards import CheckedAsyncReward, CheckedReward, RewardError
+from softgrpo.tasks import Problem, reward_columns
+
+
+def try_rewards(
+    rewards: Sequence[CheckedReward | CheckedAsyncReward],
+    row: Mapping[str, Any],
+    tokenizer: Any,
+    think_end: Sequence[str],
+) -> None:
+    """Call rewards as TRL will.
+
+    Args:
+        rewards: The rewards of training.
+        row: One of the training data.
+        tokenizer: The model's.
+        think_end: The markers that end thinking.
+
+    Raises:
+        ValueError: One fails; says how, and on what.
+    """
+    text = _right_answer(row["answer"], think_end)
+    completion = as_completion(text, is_chat=not isinstance(row["prompt"], str))
+    columns: dict[str, Any] = {name: [value] for name, value in row.items() if name != "prompt"}
+    columns |= {
+        "completion_ids": [tokenizer(text, add_special_tokens=False)["input_ids"]],
+        "trainer_state": TrainerState(),
+        "log_extra": _ignore,
+        "log_metric": _ignore,
+    }
+    for reward in rewards:
+        call = partial(reward.now, prompts=[row["prompt"]], completions=[completion], **columns)
+        _try(call, completion, columns)
+
+
+def try_judge(judge: Judge, problem: Problem, is_chat: bool, think_end: Sequence[str]) -> None:
+    """Judge one completion as evaluation will, of whose training nothing is known.
+
+    Raises:
+        ValueError: It fails; says how, and on what.
+    """
+    text = _right_answer(problem.answer, think_end)
+    _try(partial(judge, problem, text), as_completion(text, is_chat), reward_columns(problem))
+
+
+def _try(call: Callable[[], object], completion: Any, columns: Iterable[str]) -> None:
+    try:
+        call()
+    except RewardError as error:
+        raise ValueError(
+            f"{error}; it was tried before the run on the completion {completion!r} (chat: true "
+            f"gives messages, chat: false text) with the columns {', '.join(columns)}"
+        ) from error
+
+
+def _right_answer(answer: str, think_end: Sequence[str]) -> str:
+    return f"{think_end[0] if think_end else ''}{answer}"
+
+
+def _ignore(name: str, value: Any) -> None:
+    """In the place of what logs for rewards."""
