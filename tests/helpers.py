@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -206,6 +208,26 @@ def replay_rollouts(
     """Replayed, the rollout's own log-densities, and the mask of generated steps."""
     ids, mask, trace, logps = batch_of(rollouts)
     return replay(model, ids, mask, trace, config, objective), logps, trace.mask
+
+
+def write_recipe(folder: Path, model: Path, /, **fields: object) -> str:
+    """A recipe of a run in ``folder`` that takes a second, with its data; other fields win."""
+    data = folder / "data.jsonl"
+    pairs = [(x, y) for x in "abcdefghij" for y in "klmnopqrst"]
+    rows = ({"question": f"{x} {y}", "answer": str(i % 3)} for i, (x, y) in enumerate(pairs))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model": str(model), "task": str(data), "num_train_problems": 16, "chat": False,
+        "rewards": ["format"], "num_eval_problems": 3, "eval_samples": 2, "sample_steps": 2,
+        "num_samples_kept": 2, "output_dir": str(folder / "run"), "use_cpu": True,
+        "bf16": False, "think_end": ["</t>"], "max_think_tokens": 5,
+        "max_completion_length": 8, "per_device_train_batch_size": 4, "num_generations": 4,
+        "max_steps": 4, "logging_steps": 1, "save_steps": 2, "learning_rate": 0.01,
+        "tau": 0.7, "seed": 3,
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values | fields))
+    return str(path)
 
 
 # A trainer on a tiny model ------------------------------------------------------------------------

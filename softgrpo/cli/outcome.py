@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -75,6 +76,13 @@ def report(
         f"records  {directory.summary.parent}\nmetrics  {directory.metrics}\n"
         f"try it   softgrpo generate {directory.path} PROMPT --show-thoughts"
     )
+
+
+def former_cost(directory: RunDirectory) -> dict[str, Any] | None:
+    """What the start that trained took, as it reported; None where it came to no report."""
+    if not directory.summary.exists():
+        return None
+    return json.loads(directory.summary.read_text(encoding="utf-8"))["cost"]
 
 
 def usage() -> tuple[float, float]:

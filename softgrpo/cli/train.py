@@ -16,10 +16,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState
 
 from softgrpo.cli.callbacks import Interrupt, MetricsLog, SampleKeeper
 from softgrpo.cli.errors import RunFailed
-from softgrpo.cli.outcome import cost, evaluate_all, report, usage
+from softgrpo.cli.outcome import cost, evaluate_all, former_cost, report, usage
 from softgrpo.cli.plan import Plan, make_plan
 from softgrpo.cli.progress import TrainingProgress
 from softgrpo.cli.recipe import read_recipe
+from softgrpo.cli.resuming import check_changes
 from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.files import locked
 from softgrpo.models import load_weights
@@ -53,6 +54,8 @@ def _run(
     if is_main:
         directory.check(resume, overwrite)
     plan = make_plan(config, args)
+    if is_main and resume:
+        check_changes(directory, values, plan.num_steps, args.world_size)
     directory.require_space(_checkpoint_bytes(plan))
     trainer = _make_trainer(plan, directory, interrupt)
     # From here on the folder is written to.
@@ -81,7 +84,7 @@ def _carry_out(
         with trainer.rollout_precision():
             before = evaluate_all(trainer.engine, plan, directory, "before") if is_main else {}
         trainer.accelerator.wait_for_everyone()
-        _train(trainer, directory, _checkpoint(directory) if resume else None)
+        has_trained = _train(trainer, plan, directory, _checkpoint(directory) if resume else None)
         if interrupt.requested:
             _say([f"saved after step {trainer.state.global_step}; go on with: {again}"])
             return 130
@@ -90,7 +93,9 @@ def _carry_out(
         if is_main:
             with trainer.rollout_precision():
                 after = evaluate_all(trainer.engine, plan, directory, "after")
-            report(directory, before, after, cost(started, trainer.state.num_input_tokens_seen))
+            spent = None if has_trained else former_cost(directory)
+            tokens = trainer.state.num_input_tokens_seen
+            report(directory, before, after, spent or cost(started, tokens))
         trainer.accelerator.wait_for_everyone()
         return 0
     except KeyboardInterrupt:
@@ -160,23 +165,25 @@ def _make_trainer(plan: Plan, directory: RunDirectory, interrupt: Interrupt) -> 
     return trainer
 
 
-def _train(trainer: SofTGRPOTrainer, directory: RunDirectory, checkpoint: Path | None) -> None:
-    """Train from the checkpoint on; only load it where it is the end already."""
+def _train(
+    trainer: SofTGRPOTrainer, plan: Plan, directory: RunDirectory, checkpoint: Path | None
+) -> bool:
+    """Train from the checkpoint on; only load it, and return False, where it is the end already."""
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        last = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
-        if state.global_step >= last:
+        if state.global_step >= plan.num_steps:
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
-            return
+            return False
     if trainer.is_world_process_zero():
-        for path in directory.path.glob("evaluation/after-*.jsonl"):
-            path.unlink()
+        for path in (*directory.path.glob("evaluation/after-*.jsonl"), directory.summary):
+            path.unlink(missing_ok=True)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFiniteLogitsError as error:
         step = trainer.state.global_step + 1
         raise NonFiniteLogitsError(f"{error}, in the rollout of training step {step}") from error
+    return True
 
 
 def _checkpoint(directory: RunDirectory) -> Path | None:

@@ -5,7 +5,8 @@ What differs from GRPOTrainer, and nothing else is overridden:
  2. the trace's tensors ride with the batch through TRL's shuffling, splitting and buffering;
  3. per-token log-probabilities are the log-densities of the replayed trace;
  4. tokens nobody drew (a forced end of thinking) are left out of the loss;
- 5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run;
+ 5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run,
+    but where its config says otherwise: learning rate, schedule, intervals;
  6. a loss or gradient that is not finite stops the run before it reaches the weights;
  7. sequences of an update are dealt out anew where the loss is the same: long ones first, as in all
     processes, and samples of a prompt into one micro-batch, where they share it;
@@ -62,6 +63,7 @@ from softgrpo.training.micro_batches import (
     trace_columns,
     trace_of,
 )
+from softgrpo.training.optimizing import restore_settings, settings_of
 from softgrpo.training.precision import rollout_dtype
 from softgrpo.training.rounding import keep_results, lost_updates
 
@@ -402,10 +404,28 @@ class SofTGRPOTrainer(GRPOTrainer):
                 use_mtime=True,
             )
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        started = super()._init_training_state(max_steps, *args, **kwargs)
+        # A checkpoint brings the intervals of its own config.
+        self.state.compute_steps(self.args, max_steps)
+        return started
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
+        settings = settings_of(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        changed_rate = restore_settings(self.optimizer, self.lr_scheduler, settings)
+        if changed_rate and self.is_world_process_zero():
+            _logger.warning(
+                "the learning rate of step %s is %g and not %g as the checkpoint has it: the "
+                "%s schedule is that of %s steps in all",
+                self.state.global_step + 1,
+                *changed_rate,
+                self.args.lr_scheduler_type,
+                self.state.max_steps,
+            )
         path = Path(checkpoint) / self._rollouts_file()
         if not path.exists():
             raise ValueError(f"{path} is missing: the checkpoint was made by another program")

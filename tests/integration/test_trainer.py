@@ -195,6 +195,41 @@ def test_resuming_past_the_first_epoch_is_the_uninterrupted_run(tmp_path):
     assert_same(parameters(resumed.model), parameters(whole.model), 0)
 
 
+def test_a_run_resumed_for_longer_takes_up_the_longer_schedule_and_says_so(tmp_path, caplog):
+    common = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear"}
+    make_trainer("tied", train_config(tmp_path, max_steps=4, **common)).train()
+    whole = make_trainer("tied", train_config(tmp_path / "whole", max_steps=8, **common))
+    whole.train()
+    resumed = make_trainer("tied", train_config(tmp_path, max_steps=8, **common))
+    caplog.clear()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    rates = [
+        [log["learning_rate"] for log in _logs(trainer) if log["step"] > 4]
+        for trainer in (whole, resumed)
+    ]
+    assert rates[0] == rates[1] and len(rates[0]) == 4 and rates[0][0] == 0.005
+    assert "the learning rate of step 5 is 0.005 and not 0" in caplog.text
+
+
+def test_other_intervals_hold_in_a_resumed_run(tmp_path):
+    def trainer(**settings):
+        common = {
+            "save_strategy": "steps",
+            "eval_strategy": "steps",
+            "save_steps": 4,
+            "max_steps": 8,
+        }
+        args = train_config(tmp_path, per_device_eval_batch_size=4, **common, **settings)
+        return make_trainer("tied", args, eval_dataset=Dataset.from_dict({"prompt": ["a"]}))
+
+    trainer(eval_steps=8).train()
+    resumed = trainer(eval_steps=1, logging_steps=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    history = [log for log in resumed.state.log_history if log["step"] > 4]
+    assert [log["step"] for log in history if "eval_reward" in log] == [5, 6, 7, 8]
+    assert [log["step"] for log in history if "loss" in log] == [6, 8]
+
+
 def test_old_log_densities_can_be_the_rollouts(tmp_path):
     trainer = make_trainer("tied", train_config(tmp_path, old_logps="rollout"))
     trainer.model.train()

@@ -1,0 +1,98 @@
+"""What a resumed run may change: whatever holds from its next step on, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from softgrpo.cli.recipe import RunConfig, read_yaml
+from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.thinking import ThinkingConfig
+
+# What the evaluation before training was made with, and the one after is to be compared by.
+_EVALUATED = (
+    "model", "dtype", "task", "task_options", "problem_seed", "chat", "system_prompt", "examples",
+    "prompt_template", "prompt_separator", "chat_template_kwargs", "eval_reward", "eval_threshold",
+    "eval_samples", "max_completion_length", "seed", *(f.name for f in fields(ThinkingConfig)),
+)  # fmt: skip
+# What a checkpoint's weights, its place in the data and its unused rollouts were made with.
+_TRAINED = (
+    "lora", "optim", "num_train_problems", "data_seed", "shuffle_dataset", "num_generations",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size",
+    "steps_per_generation", "num_iterations", "density", "reduction", "beta",
+)  # fmt: skip
+# What is still to be done when training has ended.
+_AFTERWARDS = ("num_eval_problems", "eval_decodings", "output_dir")
+# Schedules whose state is the learning rate itself.
+_STATEFUL = {"reduce_lr_on_plateau", "greedy"}
+
+
+def check_changes(
+    directory: RunDirectory, values: Mapping[str, Any], num_steps: int, num_processes: int
+) -> None:
+    """Refuse what cannot change in a run that is there; touches nothing.
+
+    Args:
+        directory: The run's.
+        values: Every field as it is now.
+        num_steps: Optimizer steps of the whole run as it is now.
+        num_processes: That train now.
+
+    Raises:
+        ValueError: Fields that are fixed, or have no effect any more; a run that has made more
+            steps than it is to have; another number of processes.
+    """
+    if not directory.config.exists():
+        return
+    checkpoint, _ = directory.last_checkpoint()
+    before, now = _resolved(read_yaml(str(directory.config))), _resolved(values)
+    changed = {
+        name: f"{name} {before[name]} -> {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    }
+    if checkpoint is None:
+        if any(directory.path.glob("evaluation/before-*.jsonl")):
+            _refuse(changed, _EVALUATED, "the evaluation before training was made with the former")
+        return
+    schedules = {before.get("lr_scheduler_type"), now.get("lr_scheduler_type")}
+    rates = ("learning_rate", "lr_scheduler_type") if schedules & _STATEFUL else ()
+    _refuse(changed, (*_EVALUATED, *_TRAINED, *rates), f"{checkpoint} was made with the former")
+    made_by = len(list(checkpoint.glob("rollouts_*.safetensors")))
+    if made_by != num_processes:
+        raise ValueError(
+            f"{checkpoint}: was made by {made_by} processes and there are {num_processes}; start "
+            "as many, or choose another output_dir"
+        )
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    if step > num_steps:
+        raise ValueError(
+            f"{checkpoint}: has made {step} steps, more than the {num_steps} that the run is to "
+            "have; raise max_steps or num_train_epochs"
+        )
+    if step == num_steps:
+        without_effect = changed.keys() - _AFTERWARDS
+        _refuse(
+            changed,
+            without_effect,
+            f"training has ended at step {step}, where max_steps above it would go on",
+        )
+
+
+def _refuse(changed: Mapping[str, str], names: Collection[str], why: str) -> None:
+    refused = [change for name, change in changed.items() if name in names]
+    if refused:
+        raise ValueError(
+            f"--resume cannot change {', '.join(refused)}: {why}; leave it, or choose another "
+            "output_dir"
+        )
+
+
+def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values for the same run, however they were written."""
+    own = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
+    config = RunConfig(**own)
+    judge = config.eval_reward or config.rewards[0]
+    return {**values, **asdict(config), "eval_reward": judge}

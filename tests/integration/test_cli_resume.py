@@ -1,0 +1,142 @@
+"""A run resumed by another recipe: what is refused by name, and what holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from softgrpo.cli.main import main
+from tests.helpers import write_recipe
+
+pytestmark = pytest.mark.slow
+
+FIELDS = {"max_steps": 2, "save_steps": 1, "eval_decodings": ["soft"], "num_samples_kept": 0}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model) -> Path:
+    """The recipe of a finished run of two steps, which lies beside it."""
+    path = write_recipe(tmp_path_factory.mktemp("finished"), model, **FIELDS)
+    assert main(["train", path]) == 0
+    return Path(path)
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(finished.parent / "run", tmp_path / "run")
+
+
+@pytest.fixture
+def resume(finished, run):
+    """Resumes the copy with other fields."""
+
+    def go(**fields: object) -> int:
+        values = yaml.safe_load(finished.read_text()) | {"output_dir": str(run)}
+        path = run.parent / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values | fields))
+        return main(["train", str(path), "--resume"])
+
+    return go
+
+
+def _stop_after_a_step(run: Path) -> None:
+    shutil.rmtree(run / "checkpoint-2")
+    shutil.rmtree(run / "model")
+    (run / "evaluation" / "summary.json").unlink()
+
+
+def _all_files(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+STOPPED = [
+    ({"tau": 0.3}, ["tau 0.7 -> 0.3", "checkpoint-1 was made with"]),
+    ({"seed": 9, "beta": 0.5}, ["seed 3 -> 9", "beta 0.001 -> 0.5"]),
+    ({"num_train_problems": 12}, ["num_train_problems 16 -> 12"]),
+    ({"per_device_train_batch_size": 8}, ["per_device_train_batch_size 4 -> 8"]),
+    ({"rewards": ["exact"]}, ["eval_reward format -> exact"]),
+    ({"prompt_template": "q {question}"}, ["prompt_template"]),
+    (
+        {"lr_scheduler_type": "greedy", "eval_strategy": "steps", "per_device_eval_batch_size": 4},
+        ["lr_scheduler_type linear -> greedy"],
+    ),
+]
+ENDED = [
+    ({"learning_rate": 0.02}, ["learning_rate 0.01 -> 0.02", "ended at step 2", "max_steps"]),
+    ({"eval_steps": 1}, ["eval_steps", "ended at step 2"]),
+    ({"max_steps": 1}, ["has made 2 steps, more than the 1"]),
+    ({"eval_samples": 3}, ["eval_samples 2 -> 3"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "fields", "said"),
+    [(True, *case) for case in STOPPED] + [(False, *case) for case in ENDED],
+    ids=str,
+)
+def test_what_cannot_change_is_refused_by_name(
+    stopped, fields, said, resume, run, monkeypatch, capsys
+):
+    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    if stopped:
+        _stop_after_a_step(run)
+    before = _all_files(run)
+    assert resume(**fields) == 2
+    error = capsys.readouterr().err
+    assert all(words in error for words in said), error
+    assert error.count("\n") == 1
+    assert _all_files(run) == before
+
+
+def _unwanted(*_):
+    raise AssertionError("a model was loaded")
+
+
+def test_another_number_of_processes_is_refused(resume, run, capsys):
+    checkpoint = run / "checkpoint-2"
+    shutil.copy(checkpoint / "rollouts_0.safetensors", checkpoint / "rollouts_1.safetensors")
+    assert resume() == 2
+    assert "made by 2 processes and there are 1" in capsys.readouterr().err
+
+
+def test_a_finished_run_keeps_what_it_cost(resume, run, capsys):
+    before = _all_files(run)
+    assert resume() == 0
+    after = _all_files(run)
+    evaluation = run / "evaluation"
+    for path in (evaluation / "summary.json", evaluation / "summary.md"):
+        assert after[path] == before[path]
+    cost = json.loads(before[evaluation / "summary.json"])["cost"]
+    assert f"wall time: {cost['wall time']}" in capsys.readouterr().out
+
+
+def test_a_finished_run_can_be_evaluated_on_more(resume, run):
+    assert resume(num_eval_problems=4, eval_decodings=["soft", "discrete"]) == 0
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert summary["after"]["discrete"]["num_problems"] == 4
+
+
+def test_a_finished_run_goes_on_for_longer(resume, run, capsys, caplog):
+    assert resume(max_steps=4, save_steps=3) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+    assert "the learning rate of step 3 is 0.005 and not 0" in caplog.text
+    assert "resumed with another max_steps 2 -> 4" in capsys.readouterr().out
+    folders = {path.name for path in run.glob("checkpoint-*")}
+    assert folders == {"checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4"}
+
+
+def test_before_there_is_a_checkpoint_training_may_change_but_not_what_was_evaluated(
+    resume, run, capsys
+):
+    for step in (1, 2):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    assert resume(tau=0.3) == 2
+    assert "the evaluation before training was made with" in capsys.readouterr().err
+    assert resume(per_device_train_batch_size=8, max_steps=1) == 0
