@@ -17,13 +17,16 @@ import torch
 import yaml
 
 from softgrpo.cli.compare import file_stem, load_runs, render
+from softgrpo.cli.errors import reward_failed
 from softgrpo.cli.evaluating import Judge, evaluate_to_file, make_judge
 from softgrpo.cli.problems import LAB_TASK, load
 from softgrpo.cli.progress import duration
 from softgrpo.cli.style import Style, given_thinking, read_style
+from softgrpo.cli.trial import try_judge
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
 from softgrpo.files import entries, locked, write_json, write_whole
 from softgrpo.models import default_device, load_tokenizer, load_weights, resolve_model
+from softgrpo.rewards import RewardError
 from softgrpo.rollout import TransformersEngine
 from softgrpo.tasks import BENCHMARKS, BOXED, Problem, PromptFormat, load_benchmark, load_problems
 from softgrpo.tasks.tables import SUFFIXES
@@ -110,11 +113,17 @@ def run(options: argparse.Namespace) -> int:
                     batch_size=_PARTS * options.batch_size,
                 )
         except KeyboardInterrupt:
-            again = shlex.join(["softgrpo", *sys.argv[1:]])
-            print(f"\nwhat is finished is in {output}; go on with: {again}", flush=True)
+            print(f"\n{_what_is_left(output)}", flush=True)
             return 130
+        except RewardError as error:
+            raise reward_failed(error, _what_is_left(output)) from error
         _report(output, started, cpu)
     return 0
+
+
+def _what_is_left(output: Path) -> str:
+    again = shlex.join(["softgrpo", *sys.argv[1:]])
+    return f"what is finished is in {output}; go on with: {again}"
 
 
 def _apply_preset(options: argparse.Namespace) -> None:
@@ -182,8 +191,9 @@ def _make_task(
     if options.system_prompt is not None:
         prompt = replace(prompt, system=options.system_prompt)
     verifier = verifier or "math_verify"
-    put = prompt.messages if style.chat and not options.plain else prompt.text
-    judge = make_judge(verifier, put, think_end=style.thinking.think_end)
+    chat, think_end = style.chat and not options.plain, style.thinking.think_end
+    judge = make_judge(verifier, prompt.messages if chat else prompt.text, think_end=think_end)
+    try_judge(judge, problems[0], chat, think_end)
     digest = hashlib.sha256(
         repr([(p.question, p.answer) for p in problems]).encode(errors="replace")
     )

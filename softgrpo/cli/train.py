@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
 from softgrpo.cli.callbacks import Interrupt, MetricsLog, SampleKeeper
-from softgrpo.cli.errors import RunFailed
+from softgrpo.cli.errors import RunFailed, reward_failed
 from softgrpo.cli.outcome import cost, evaluate_all, former_cost, report, usage
 from softgrpo.cli.plan import Plan, make_plan
 from softgrpo.cli.progress import TrainingProgress
@@ -28,8 +27,6 @@ from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import NonFiniteLogitsError
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
-
-_logger = logging.getLogger(__name__)
 
 
 def run(recipe: str, arguments: Sequence[str], *, resume: bool, overwrite: bool) -> int:
@@ -102,9 +99,8 @@ def _carry_out(
         _say([f"stopped; {_what_is_left(directory)}; go on with: {again}"])
         return 130
     except RewardError as error:
-        if error.__cause__ is not None:
-            _logger.error("what the reward raised:", exc_info=error.__cause__)
-        raise RunFailed(f"{error}; {_what_is_left(directory)}; go on with: {again}") from error
+        left = f"{_what_is_left(directory)}; go on with: {again}"
+        raise reward_failed(error, left) from error
     except (NonFiniteLossError, NonFiniteLogitsError) as error:
         raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
     except Exception as error:

@@ -223,6 +223,8 @@ class SofTGRPOConfig(GRPOConfig):
             )
         if self.max_steps == -1 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs}: must be above 0")
+        if not all(map(math.isfinite, self.reward_weights or ())):
+            raise ValueError(f"reward_weights={self.reward_weights}: must be finite numbers")
         for name in ("rollout_batch_tokens", "train_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -242,3 +242,25 @@ def test_gold_answers_that_nobody_can_read(recipe, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["train", path]) == 0
     assert "step 2/2  nothing judged" in capsys.readouterr().out
+
+
+def _eval(tmp_path, model, reward):
+    (tmp_path / "problems.jsonl").write_text('{"question": "a b", "answer": "1", "level": 2}\n')
+    return main(["eval", str(model), "--task", "problems.jsonl", "--verifier", f"near:{reward}",
+                 "--plain", "--prompt", "{question}", "--think-end", "</t>", "--samples", "4",
+                 "--max-new-tokens", "4", "--output", "results"])  # fmt: skip
+
+
+def test_softgrpo_eval_tries_a_reward_too_and_gives_it_the_columns(near, tmp_path, model, capsys):
+    assert _eval(tmp_path, model, "wants_what_is_not_there") == 2
+    assert "'difficulty'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    assert _eval(tmp_path, model, "by_level") == 0
+
+
+def test_a_reward_that_breaks_in_softgrpo_eval(near, tmp_path, model, capsys, caplog):
+    near("raise SystemExit(0)")
+    assert _eval(tmp_path, model, "breaks") == 1
+    error = capsys.readouterr().err
+    assert "reward 'breaks': SystemExit" in error and "what is finished is in results" in error
+    assert "in breaks\n    raise SystemExit(0)" in caplog.text

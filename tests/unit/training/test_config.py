@@ -1,4 +1,4 @@
-"""How many steps a run has, and runs that would have none."""
+"""How many steps a run has, runs that would have none, and weights that are no numbers."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ def test_steps_are_those_that_the_trainer_makes(settings, length, tmp_path):
 def test_a_run_of_no_steps_is_refused(settings, tmp_path):
     with pytest.raises(ValueError, match=r"^(max_steps|num_train_epochs)=(0|-2).*: must be"):
         train_config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan")])
+def test_a_weight_that_is_not_finite_is_refused(weight, tmp_path):
+    with pytest.raises(ValueError, match="reward_weights"):
+        train_config(tmp_path, reward_weights=[1.0, weight])
