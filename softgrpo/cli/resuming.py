@@ -85,8 +85,8 @@ def _refuse(changed: Mapping[str, str], names: Collection[str], why: str) -> Non
     refused = [change for name, change in changed.items() if name in names]
     if refused:
         raise ValueError(
-            f"--resume cannot change {', '.join(refused)}: {why}; leave it, or choose another "
-            "output_dir"
+            f"--resume cannot change {', '.join(refused)}: {why}; keep the former, or choose "
+            "another output_dir"
         )
 
 

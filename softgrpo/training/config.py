@@ -285,7 +285,7 @@ class SofTGRPOConfig(GRPOConfig):
                 f"{num_prompts} training problems are fewer than the {needed} prompts of a rollout "
                 f"(generation_batch_size={self.generation_batch_size} / "
                 f"num_generations={self.num_generations}), so no step would be made; give at "
-                f"least {needed}, or lower per_device_train_batch_size or "
+                f"least {needed} (num_train_problems), or lower per_device_train_batch_size or "
                 "gradient_accumulation_steps"
             )
         return num_prompts // needed

@@ -33,7 +33,7 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, SchedulerType
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -423,7 +423,7 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "%s schedule is that of %s steps in all",
                 self.state.global_step + 1,
                 *changed_rate,
-                self.args.lr_scheduler_type,
+                SchedulerType(self.args.lr_scheduler_type).value,
                 self.state.max_steps,
             )
         path = Path(checkpoint) / self._rollouts_file()

@@ -208,7 +208,8 @@ def test_a_run_resumed_for_longer_takes_up_the_longer_schedule_and_says_so(tmp_p
         for trainer in (whole, resumed)
     ]
     assert rates[0] == rates[1] and len(rates[0]) == 4 and rates[0][0] == 0.005
-    assert "the learning rate of step 5 is 0.005 and not 0" in caplog.text
+    assert "the learning rate of step 5 is 0.005 and not 0 " in caplog.text
+    assert "the linear schedule is that of 8 steps" in caplog.text
 
 
 def test_other_intervals_hold_in_a_resumed_run(tmp_path):
