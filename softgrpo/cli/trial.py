@@ -57,9 +57,10 @@ def try_judge(judge: Judge, problem: Problem, is_chat: bool, think_end: Sequence
 def _try(call: Callable[[], object], completion: Any, columns: Iterable[str]) -> None:
     try:
         call()
-    except RewardError as error:
+    except Exception as error:  # a verifier of ours, too, may not be able to read a gold answer
+        what = str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{error}; it was tried before the run on the completion {completion!r} (chat: true "
+            f"{what}; it was tried before the run on the completion {completion!r} (chat: true "
             f"gives messages, chat: false text) with the columns {', '.join(columns)}"
         ) from error
 

@@ -245,8 +245,9 @@ def test_gold_answers_that_nobody_can_read(recipe, capsys):
 
 
 def _eval(tmp_path, model, reward):
+    verifier = reward if reward == "mbpp" else f"near:{reward}"
     (tmp_path / "problems.jsonl").write_text('{"question": "a b", "answer": "1", "level": 2}\n')
-    return main(["eval", str(model), "--task", "problems.jsonl", "--verifier", f"near:{reward}",
+    return main(["eval", str(model), "--task", "problems.jsonl", "--verifier", verifier,
                  "--plain", "--prompt", "{question}", "--think-end", "</t>", "--samples", "4",
                  "--max-new-tokens", "4", "--output", "results"])  # fmt: skip
 
@@ -256,6 +257,13 @@ def test_softgrpo_eval_tries_a_reward_too_and_gives_it_the_columns(near, tmp_pat
     assert "'difficulty'" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
     assert _eval(tmp_path, model, "by_level") == 0
+
+
+def test_gold_answers_that_are_not_the_verifiers_own_are_told_before_the_evaluation(
+    near, tmp_path, model, capsys
+):
+    assert _eval(tmp_path, model, "mbpp") == 2
+    assert "tried before the run on the completion '</t>1'" in capsys.readouterr().err
 
 
 def test_a_reward_that_breaks_in_softgrpo_eval(near, tmp_path, model, capsys, caplog):
