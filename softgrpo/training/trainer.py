@@ -33,7 +33,7 @@ import torch
 from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ProcessorMixin, SchedulerType
+from transformers import ProcessorMixin
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -417,13 +417,14 @@ class SofTGRPOTrainer(GRPOTrainer):
         settings = settings_of(self.optimizer)
         super()._load_optimizer_and_scheduler(checkpoint)
         changed_rate = restore_settings(self.optimizer, self.lr_scheduler, settings)
+        schedule: Any = self.args.lr_scheduler_type
         if changed_rate and self.is_world_process_zero():
             _logger.warning(
                 "the learning rate of step %s is %g and not %g as the checkpoint has it: the "
                 "%s schedule is that of %s steps in all",
                 self.state.global_step + 1,
                 *changed_rate,
-                SchedulerType(self.args.lr_scheduler_type).value,
+                schedule.value,
                 self.state.max_steps,
             )
         path = Path(checkpoint) / self._rollouts_file()
