@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from softgrpo.cli.style import given_thinking, read_style
@@ -38,14 +39,36 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.json:
         print(json.dumps(_to_json(list(steps), tokenizer, thinking, options)))
-    elif options.show_thoughts:
+        return 0
+    shown: list[StreamedStep] = []
+    steps = _kept(steps, shown)
+    if options.show_thoughts:
         for number, step in enumerate(steps, start=1):
             print(thought_line(number, step, tokenizer), flush=True)
+        print(f"\n{printable(''.join(stream_text(shown, tokenizer)))}")
     else:
         for text in stream_text(steps, tokenizer):
             print(printable(text), end="", flush=True)
         print()
+    _warn_of_no_end(shown, thinking)
     return 0
+
+
+def _kept(steps: Iterable[StreamedStep], shown: list[StreamedStep]) -> Iterator[StreamedStep]:
+    """The steps as they come, each also put into a list."""
+    for step in steps:
+        shown.append(step)
+        yield step
+
+
+def _warn_of_no_end(steps: Sequence[StreamedStep], thinking: ThinkingConfig) -> None:
+    """Say it where the last step was still a thought: then there is no answer."""
+    if thinking.think_end and steps and steps[-1].is_soft:
+        print(
+            f"the thinking never ended in {len(steps)} tokens: there is no answer; raise "
+            "--max-new-tokens, or end it by --max-think-tokens",
+            file=sys.stderr,
+        )
 
 
 def _load_engine(options: argparse.Namespace, tokenizer: Any) -> TransformersEngine:
@@ -67,13 +90,18 @@ def thought_line(number: int, step: StreamedStep, tokenizer: Any) -> str:
     """One step: whether it is soft, and its alternatives with their weights."""
     kind = "soft" if step.is_soft else "forced" if step.is_forced else "token"
     alternatives = "  ".join(
-        f"{json.dumps(_text(tokenizer, token), ensure_ascii=False)} {weight:.3f}"
+        f"{json.dumps(_text(tokenizer, token), ensure_ascii=False)} {_share(weight)}"
         for token, weight in zip(step.ids, step.weights, strict=True)
     )
     return printable(f"{number:>5} {kind:<6} {alternatives}")
 
 
-def stream_text(steps: Iterator[StreamedStep], tokenizer: Any) -> Iterator[str]:
+def _share(weight: float) -> str:
+    """Three places, and never 0.000 for what is there."""
+    return f"{weight:.3f}" if weight >= 0.0005 else f"{weight:.0e}"
+
+
+def stream_text(steps: Iterable[StreamedStep], tokenizer: Any) -> Iterator[str]:
     """The text as it grows; a character that is not complete yet waits for its last token."""
     tokens: list[int] = []
     shown = ""

@@ -48,6 +48,11 @@ def parse(
             name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
             raise unknown_field(name, list(actions), "command line")
         raise ValueError(f"command line: {argument!r} belongs to no --field")
+    given = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
+    if "density" not in given and namespace.policy != parser.get_default("policy"):
+        # The recipe's density is that of its own policy; another one trains by its default.
+        parser.set_defaults(density=None)
+        namespace, _ = parser.parse_known_args(arguments)
     merged = copy.deepcopy(vars(namespace))
     run, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return run, training, {k: _plain(v) for k, v in merged.items() if k not in _SECRETS}

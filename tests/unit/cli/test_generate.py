@@ -24,6 +24,15 @@ def test_thought_line():
     assert thought_line(4, token, tokenizer).split() == ["4", "token", '"a"', "1.000"]
 
 
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [(1.0, "1.000"), (0.0005, "0.001"), (0.0004, "4e-04"), (1e-13, "1e-13"), (0.99999, "1.000")],
+)
+def test_a_small_weight_is_not_nothing(weight, text):
+    step = StreamedStep(3, [3], [weight], is_soft=True, is_forced=False)
+    assert thought_line(1, step, word_tokenizer()).split()[-1] == text
+
+
 class _Bytes:
     """A tokenizer whose tokens are bytes."""
 
@@ -51,6 +60,16 @@ def test_json_for_programs(model, capsys):
     assert first["is_soft"]
     assert sum(choice["weight"] for choice in first["alternatives"]) == pytest.approx(1, abs=1e-5)
     assert result["thinking"]["tau"] == 1.0
+
+
+@pytest.mark.parametrize("more", [[], ["--show-thoughts"]], ids=["text", "thoughts"])
+def test_the_text_ends_it_and_an_endless_thought_is_said(model, capsys, more):
+    command = ["generate", model, "a b", "--think-end", "</t>", "--seed", "1", *more]
+    assert main([*command, "--max-new-tokens", "6", "--max-think-tokens", "2"]) == 0
+    ended = capsys.readouterr()
+    assert "</t>" in ended.out.splitlines()[-1] and "never ended" not in ended.err
+    assert main([*command, "--max-new-tokens", "2"]) == 0
+    assert "never ended in 2 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

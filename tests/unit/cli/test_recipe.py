@@ -43,6 +43,28 @@ def test_resolved_values_are_a_recipe_for_the_same_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "density"),
+    [
+        ([], "argmax"),
+        (["--policy", "gumbel"], "argmax"),
+        (["--policy", "discrete"], "token"),
+        (["--policy=dirichlet"], "dirichlet"),
+        (["--policy", "gaussian", "--density", "gaussian"], "gaussian"),
+    ],
+)
+@pytest.mark.parametrize("values", [{}, {"policy": "gumbel"}], ids=["default", "named"])
+def test_another_policy_trains_by_its_own_density(tmp_path, arguments, density, values):
+    _, training, resolved = _read(tmp_path, arguments, density="argmax", **values)
+    assert training.density == density
+    assert _read(tmp_path, **resolved)[1].density == density
+
+
+def test_policy_and_density_that_contradict_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="density='argmax': policy 'discrete'"):
+        _read(tmp_path, ["--policy", "discrete", "--density", "argmax"])
+
+
+@pytest.mark.parametrize(
     ("arguments", "values", "is_on", "is_auto"),
     [
         ([], {}, True, True),
