@@ -18,6 +18,7 @@ from softgrpo.evaluation import (
     Score,
     average,
     default_ks,
+    describe,
     is_records,
     paired_tests,
     read_records,
@@ -76,7 +77,11 @@ def load_runs(places: Sequence[str]) -> list[Run]:
                 raise ValueError(f"{file}: holds no samples yet")
             task = str(settings.get("task", file.stem))
             found = _complete(Results(settings, records), file)
-            named = Run(_name(name if equals else None, Path(path), file, task), task, found)
+            named = Run(
+                _name(name if equals else None, Path(path), file, task, len(places) > 1),
+                task,
+                found,
+            )
             if (named.name, task) in runs:
                 raise ValueError(
                     f"{place}: there are two runs {named.name!r} of {task}; name them: NAME={path}"
@@ -120,7 +125,7 @@ def render(runs: Sequence[Run], ks: Sequence[int], style: Format, paper_model: s
         parts.append(
             format_table(_PAIR_HEADER, [_pair_row(p) for p in pairs[:_PAIRS_SHOWN]], style)
         )
-    return "\n\n".join(parts + ["\n".join(_notes(pairs, paper, ks, style))])
+    return "\n\n".join(parts + ["\n".join(_notes(runs, pairs, paper, ks, style))])
 
 
 def _score_table(
@@ -128,7 +133,8 @@ def _score_table(
 ) -> tuple[list[str], list[list[str]]]:
     more = [k for k in ks if k > 1]
     header = ["task", "run", "problems x samples", *(f"pass@{k}" for k in ks)]
-    header += [f"first-{k}" for k in more] + [f"maj@{k}" for k in more] + ["tokens", "of correct"]
+    header += [f"first-{k}" for k in more] + [f"maj@{k}" for k in more]
+    header += ["tokens", "of correct", "truncated", "unclosed"]
     rows = []
     for task in dict.fromkeys(item.task for item in scores):
         for item in (item for item in scores if item.task == task):
@@ -136,7 +142,8 @@ def _score_table(
             cells += [_estimate(item.pass_at[k]) for k in ks]
             cells += [f"{item.first[k]:.3f}" for k in more]
             cells += [_estimate(item.maj_at[k]) if item.maj_at else "-" for k in more]
-            rows.append([*cells, _number(item.mean_tokens), _number(item.mean_tokens_of_correct)])
+            cells += [_number(item.mean_tokens), _number(item.mean_tokens_of_correct)]
+            rows.append([*cells, f"{item.share_truncated:.1%}", f"{1 - item.share_closed:.1%}"])
         for row in (row for row in paper if row.benchmark == task):
             name = f"paper: {row.method}, {row.decoding}" + (" *" if row.note else "")
             # The paper's Pass@k above 1 counts the first k.
@@ -145,7 +152,7 @@ def _score_table(
             cells += [_rate(row, f"pass@{k}") for k in more]
             cells += [_rate(row, f"maj@{k}") for k in more]
             tokens = [row.values.get(key, math.nan) for key in ("tokens", "tokens_of_correct")]
-            rows.append([*cells, *map(_number, tokens)])
+            rows.append([*cells, *map(_number, tokens), "-", "-"])
     return header, rows
 
 
@@ -164,12 +171,24 @@ def _pair_row(pair: Pair) -> list[str]:
     ]
 
 
-def _notes(pairs: Sequence[Pair], paper: Sequence[Any], ks: Sequence[int], style: str) -> list[str]:
-    notes = ["[a, b]: 95% interval, bootstrap over problems."]
+def _notes(
+    runs: Sequence[Run],
+    pairs: Sequence[Pair],
+    paper: Sequence[Any],
+    ks: Sequence[int],
+    style: str,
+) -> list[str]:
+    notes = [f"{run.name}, {run.task}: {describe(run.results.settings)}" for run in runs]
+    notes.append(
+        "[a, b]: 95% interval over problems (Wilson's, for as many tosses as their spread allows; "
+        "of differences by bootstrap). truncated: samples cut off at their limit of tokens. "
+        "unclosed: samples whose thinking never ended."
+    )
     if max(ks) > 1:
         notes.append(
             "pass@k: unbiased. first-k: any of the first k samples, as the paper counts. maj@k: "
-            "majority of k, expectation over draws, ties split."
+            "majority of k, expectation over draws, ties split; - where the verifier tells no "
+            "answers to vote on (programs, rewards of one's own)."
         )
     if pairs:
         notes.append(
@@ -193,9 +212,11 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _name(given: str | None, place: Path, file: Path, task: str) -> str:
-    """A folder of benchmarks is one run; files of one task are a run each."""
+def _name(given: str | None, place: Path, file: Path, task: str, is_one_of_several: bool) -> str:
+    """A folder of benchmarks is one run; files of one task are a run each, within their folder."""
     is_of_task = file.stem == file_stem(task)
+    if not given and not is_of_task and place.is_dir() and is_one_of_several:
+        given = place.resolve().name
     if given:
         return given if is_of_task or place.is_file() else f"{given}/{file.stem}"
     return file.resolve().parent.name if is_of_task else file.stem

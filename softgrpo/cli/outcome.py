@@ -14,6 +14,7 @@ from softgrpo.cli.evaluating import evaluate_to_file
 from softgrpo.cli.plan import Plan
 from softgrpo.cli.progress import duration
 from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.evaluation import describe
 from softgrpo.files import write_json
 from softgrpo.reports import before_after_table
 
@@ -59,17 +60,27 @@ def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) ->
 
 
 def report(
-    directory: RunDirectory, before: Summaries, after: Summaries, cost: dict[str, Any]
+    plan: Plan,
+    directory: RunDirectory,
+    before: Summaries,
+    after: Summaries,
+    cost: dict[str, Any],
 ) -> None:
-    """Print and save the table, the cost and the places."""
+    """Print and save the table with how it was drawn, the cost and the places."""
     write_json(directory.summary, {"before": before, "after": after, "cost": cost})
     lines = [f"{name}: {value}" for name, value in cost.items()]
+    drawn = {"max_new_tokens": plan.args.max_completion_length, "seed": plan.args.seed}
+    captions = [
+        f"{name}: {describe({'thinking': thinking.to_dict(), **drawn})}"
+        for name, thinking in plan.decodings.items()
+    ]
     if before:
         markdown = before_after_table(before, after, "markdown")
         directory.summary.with_suffix(".md").write_text(
-            "\n".join([markdown, "", *(f"- {line}" for line in lines), ""]), encoding="utf-8"
+            "\n".join([markdown, "", *(f"- {line}" for line in captions + lines), ""]),
+            encoding="utf-8",
         )
-        print(f"\n{before_after_table(before, after)}")
+        print("\n".join(["", before_after_table(before, after), "", *captions]))
     print("\n" + "\n".join(lines))
     print(
         f"\nmodel    {directory.model}\ncurves   {directory.curves}\n"

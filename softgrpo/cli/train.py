@@ -92,7 +92,7 @@ def _carry_out(
                 after = evaluate_all(trainer.engine, plan, directory, "after")
             spent = None if has_trained else former_cost(directory)
             tokens = trainer.state.num_input_tokens_seen
-            report(directory, before, after, spent or cost(started, tokens))
+            report(plan, directory, before, after, spent or cost(started, tokens))
         trainer.accelerator.wait_for_everyone()
         return 0
     except KeyboardInterrupt:

@@ -4,8 +4,8 @@ from softgrpo.evaluation.compare import Pair, Run, Score, average, default_ks, p
 from softgrpo.evaluation.evaluate import evaluate, to_record
 from softgrpo.evaluation.prompts import tokenize_prompts
 from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
-from softgrpo.evaluation.results import Results
-from softgrpo.evaluation.statistics import Comparison, Estimate, bootstrap, compare_paired
+from softgrpo.evaluation.results import Results, describe
+from softgrpo.evaluation.statistics import Comparison, Estimate, bootstrap, compare_paired, share
 
 __all__ = [
     "Comparison",
@@ -20,11 +20,13 @@ __all__ = [
     "bootstrap",
     "compare_paired",
     "default_ks",
+    "describe",
     "evaluate",
     "is_records",
     "paired_tests",
     "read_records",
     "score",
+    "share",
     "to_record",
     "tokenize_prompts",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softgrpo.evaluation.results import Results
-from softgrpo.evaluation.statistics import Comparison, Estimate, bootstrap, compare_paired
+from softgrpo.evaluation.statistics import Comparison, Estimate, compare_paired, share
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Score:
             does not tell answers.
         first: By k: right ones among the first k, as the paper counts them.
         mean_tokens, mean_tokens_of_correct: Of a sample, and of a right one.
-        share_closed: Of samples, whose thinking ended.
+        share_closed, share_truncated: Of samples, whose thinking ended; that met their limit.
     """
 
     run: str
@@ -50,6 +50,7 @@ class Score:
     mean_tokens: float
     mean_tokens_of_correct: float
     share_closed: float
+    share_truncated: float
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def _score(runs: Sequence[Run], task: str, ks: Sequence[int]) -> Score:
         task=task,
         num_problems=sum(len(r.by_problem) for r in every),
         num_samples=min(r.num_samples for r in every),
-        pass_at={k: bootstrap(*(list(r.pass_at(k).values()) for r in every)) for k in ks},
-        maj_at={k: bootstrap(*(list(r.maj_at(k).values()) for r in every)) for k in more}
+        pass_at={k: share(*(list(r.pass_at(k).values()) for r in every)) for k in ks},
+        maj_at={k: share(*(list(r.maj_at(k).values()) for r in every)) for k in more}
         if can_vote
         else {},
         first={
@@ -113,6 +114,7 @@ def _score(runs: Sequence[Run], task: str, ks: Sequence[int]) -> Score:
         mean_tokens=statistics.fmean(r.mean_tokens for r in every),
         mean_tokens_of_correct=statistics.fmean(r.mean_tokens_of_correct for r in every),
         share_closed=statistics.fmean(r.share_closed for r in every),
+        share_truncated=statistics.fmean(r.share_truncated for r in every),
     )
 
 

@@ -95,6 +95,11 @@ class Results:
         """The share of samples whose thinking ended, by itself or forced."""
         return statistics.fmean(record.thinking_ended_by is not None for record in self.records)
 
+    @property
+    def share_truncated(self) -> float:
+        """The share of samples that were cut off at their limit of tokens."""
+        return statistics.fmean(record.finish_reason == "length" for record in self.records)
+
     def summary(self) -> dict[str, float | int]:
         """The numbers of a table before and after training."""
         return {
@@ -102,9 +107,20 @@ class Results:
             "standard_error": self.standard_error,
             "mean_tokens": self.mean_tokens,
             "share_closed": self.share_closed,
+            "share_truncated": self.share_truncated,
             "num_problems": len(self.by_problem),
             "num_samples": len(self.records),
         }
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """How samples of these settings were thought and drawn, in a line."""
+    thinking = settings.get("thinking") or {}
+    parts = [str(thinking.get("policy", "policy unknown"))]
+    names = ("temperature", "top_k", "top_p", "min_p", "tau", "max_think_tokens")
+    parts += [f"{name} {thinking[name]}" for name in names if thinking.get(name) is not None]
+    named = ("max_new_tokens", "seed", "verifier", "model")
+    return ", ".join(parts + [f"{name} {settings[name]}" for name in named if name in settings])
 
 
 def vote(answer: str | None) -> str | None:

@@ -5,6 +5,7 @@ Every random number comes from a fixed seed: the same results give the same tabl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,20 +41,63 @@ class Comparison:
     num_problems: int
 
 
-def bootstrap(*groups: Sequence[float], num_resamples: int = 10_000) -> Estimate:
+def bootstrap(values: Sequence[float], num_resamples: int = 10_000) -> Estimate:
     """The mean, with the percentile interval of resampled problems.
 
     Args:
-        groups: One number a problem. Of several groups (benchmarks) each is resampled by itself,
-            and the mean is that of their means.
+        values: One number a problem.
         num_resamples: Draws of as many problems, with replacement.
     """
-    generator = np.random.default_rng(_SEED)
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    means = np.mean([_resampled_means(data, num_resamples, generator) for data in arrays], axis=0)
+    data = np.asarray(values, dtype=np.float64)
+    means = _resampled_means(data, num_resamples, np.random.default_rng(_SEED))
     low, high = np.quantile(means, [0.025, 0.975])
-    mean = float(np.mean([data.mean() for data in arrays]))
-    return Estimate(mean, float(low), float(high))
+    return Estimate(float(data.mean()), float(low), float(high))
+
+
+def share(*groups: Sequence[float]) -> Estimate:
+    """The mean of shares, with an interval that holds near 0 and 1 and for few problems too.
+
+    Wilson's score interval for as many independent tosses of a coin as would leave the mean as
+    uncertain as the problems' spread does, with Student's quantile for that spread. Where all
+    problems have the same share nothing is known of their spread, and each counts as one toss:
+    0 of 8 problems is [0, 0.41], where resampling them would say [0, 0].
+
+    Args:
+        groups: A number from 0 to 1 a problem. Of several groups (benchmarks) the mean is that of
+            their means.
+    """
+    mean = float(np.mean([np.mean(group) for group in groups]))
+    # Of each group's part in the mean; a problem alone has no spread.
+    degrees = [max(1, len(group) - 1) for group in groups]
+    parts = [float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0 for x in groups]
+    variances = [part / len(groups) ** 2 for part in parts]
+    variance, spread = sum(variances), mean * (1 - mean)
+    if variance and spread:
+        # Welch's degrees of freedom; a single group is worth its problems at least.
+        freedom = variance**2 / sum(v**2 / d for v, d in zip(variances, degrees, strict=True))
+        tosses = max(spread / variance, degrees[0] if len(groups) == 1 else 1)
+    else:
+        freedom, tosses = sum(degrees), sum(map(len, groups))
+    quantile2 = _student(int(freedom)) ** 2
+    middle = (mean + quantile2 / (2 * tosses)) / (1 + quantile2 / tosses)
+    inside = spread / tosses + quantile2 / (4 * tosses**2)
+    half = math.sqrt(quantile2 * inside) / (1 + quantile2 / tosses)
+    # Rounding must not leave the mean outside.
+    return Estimate(mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half)))
+
+
+def _student(degrees: int) -> float:
+    """The .975 quantile of Student's t distribution (Abramowitz and Stegun, 26.7.5)."""
+    if degrees < 5:
+        return (12.706, 4.303, 3.182, 2.776)[degrees - 1]
+    z = 1.959963984540054
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / degrees**power for power, term in enumerate(terms))
 
 
 def compare_paired(

@@ -39,14 +39,22 @@ def format_table(
 def before_after_table(
     before: Mapping[str, Summary], after: Mapping[str, Summary], style: Style = "text"
 ) -> str:
-    """One row a decoding: pass@1 with its standard error, tokens, and thinking closed.
+    """One row a decoding: pass@1 with its standard error, tokens, and how samples ended.
 
     Args:
         before: Summaries (softgrpo.evaluation) by decoding.
         after: The same after training; a decoding that is missing here has dashes.
         style: See format_table.
     """
-    header = ["decoding", "pass@1 before", "after", "change", "tokens", "thinking closed"]
+    header = [
+        "decoding",
+        "pass@1 before",
+        "after",
+        "change",
+        "tokens",
+        "thinking closed",
+        "truncated",
+    ]
     rows = [_row(name, before[name], after.get(name)) for name in before]
     return format_table(header, rows, style)
 
@@ -66,8 +74,9 @@ def interval(mean: float, low: float, high: float, signed: bool = False) -> str:
 def _row(name: str, before: Summary, after: Summary | None) -> list[str]:
     first = plus_minus(before["pass_at_1"], before["standard_error"])
     tokens, closed = f"{before['mean_tokens']:.1f}", f"{before['share_closed']:.0%}"
+    truncated = f"{before['share_truncated']:.0%}"
     if after is None:
-        return [name, first, "-", "-", tokens, closed]
+        return [name, first, "-", "-", tokens, closed, truncated]
     # The problems are the same, so this error, of independent ones, is rather too large.
     error = math.hypot(before["standard_error"], after["standard_error"])
     return [
@@ -77,6 +86,7 @@ def _row(name: str, before: Summary, after: Summary | None) -> list[str]:
         plus_minus(after["pass_at_1"] - before["pass_at_1"], error, signed=True),
         f"{tokens} -> {after['mean_tokens']:.1f}",
         f"{closed} -> {after['share_closed']:.0%}",
+        f"{truncated} -> {after['share_truncated']:.0%}",
     ]
 
 

@@ -96,6 +96,36 @@ def test_every_format_holds_the_same_rows(tmp_path, capsys):
             assert {len(row) for row in rows} == {len(header)}
 
 
+def test_two_runs_by_their_folders(tmp_path, capsys):
+    for name in ("first", "second"):
+        for when, rights in (("before", BASE), ("after", BETTER)):
+            folder = tmp_path / name / "evaluation"
+            _write(folder / f"{when}-soft.jsonl", rights, task="gsm8k")
+    scores = _json(capsys, tmp_path / "first", tmp_path / "second")["scores"]
+    assert [item["run"] for item in scores] == [
+        "first/after-soft", "first/before-soft", "second/after-soft", "second/before-soft"
+    ]  # fmt: skip
+    assert [item["run"] for item in _json(capsys, tmp_path / "first")["scores"]] == [
+        "after-soft", "before-soft"
+    ]  # fmt: skip
+
+
+def test_the_table_says_how_samples_were_drawn_and_how_they_ended(tmp_path, capsys):
+    thinking = {"policy": "gumbel", "tau": 0.1, "top_k": 5, "min_p": None}
+    settings = {"task": "gsm8k", "num_samples": 1, "thinking": thinking, "max_new_tokens": 64}
+    path = tmp_path / "run" / "gsm8k.jsonl"
+    with RecordFile(path, settings) as file:
+        for number, (reason, ended) in enumerate((("length", None), ("stop", "marker")) * 2):
+            fields = {"finish_reason": reason, "thinking_ended_by": ended, "answer": None}
+            file.append(_record(str(number), 0, correct=False, sequence=number, **fields))
+    assert main(["compare", str(path), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["truncated"], row["unclosed"]) == ("50.0%", "50.0%")
+    assert row["pass@1"] == "0.000 [0.00, 0.72]"
+    assert main(["compare", str(path)]) == 0
+    assert "run, gsm8k: gumbel, top_k 5, tau 0.1, max_new_tokens 64" in capsys.readouterr().out
+
+
 def test_to_a_file(tmp_path, capsys):
     path = _write(tmp_path / "run" / "math500.jsonl", BASE)
     target = tmp_path / "table.tex"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from softgrpo.evaluation.statistics import bootstrap, compare_paired
+from softgrpo.evaluation.statistics import _student, bootstrap, compare_paired, share
 
 
 def test_a_constant_has_no_width():
@@ -31,11 +31,48 @@ def test_the_interval_covers_the_truth_95_times_in_100():
     assert 0.90 < hits / 300 < 0.985
 
 
-def test_several_groups_weigh_the_same_and_are_resampled_apart():
-    few, many = [0.0, 1.0], [1.0] * 100
-    estimate = bootstrap(few, many)
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [([0.0] * 8, 0, 0.412), ([1.0] * 8, 0.588, 1), ([0.5] * 8, 0.179, 0.821), ([1.0], 0.006, 1)],
+    ids=["none", "all", "half of each", "one problem"],
+)
+def test_a_share_of_few_problems_is_not_known_exactly(values, low, high):
+    estimate = share(values)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.002)
+    assert estimate.low <= estimate.mean <= estimate.high
+
+
+def test_independent_tosses_are_wilsons():
+    values = [1.0] * 300 + [0.0] * 700
+    wanted = stats.binomtest(300, 1000).proportion_ci(method="wilson")
+    found = share(values)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=2e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize(
+    ("problems", "a", "b"), [(8, 0.5, 0.5), (8, 20, 1), (30, 2, 2), (30, 1, 20), (200, 20, 1)]
+)
+def test_the_interval_of_a_share_holds_the_truth(problems, a, b, samples):
+    """Problems of Beta(a, b) difficulty; resampling them holds it 34 to 96 times in 100."""
+    generator = np.random.default_rng(3)
+    hits = 0
+    for _ in range(400):
+        values = generator.binomial(samples, generator.beta(a, b, problems)) / samples
+        estimate = share(values.tolist())
+        hits += estimate.low <= a / (a + b) <= estimate.high
+    assert hits / 400 > 0.92
+
+
+def test_several_groups_weigh_the_same():
+    estimate = share([0.0, 1.0, 0.0, 1.0], [1.0] * 100)
     assert estimate.mean == 0.75
-    assert (estimate.low, estimate.high) == (0.5, 1.0)  # only the two problems of `few` vary
+    assert estimate.low < 0.6 and estimate.high > 0.85  # four problems are half of it
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 10, 30, 200])
+def test_students_quantile(degrees):
+    assert _student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-3)
 
 
 def test_the_same_values_give_the_same_interval():

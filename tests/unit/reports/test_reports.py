@@ -16,6 +16,7 @@ def _summary(value: float, error: float, tokens: float = 20.0, closed: float = 1
         "standard_error": error,
         "mean_tokens": tokens,
         "share_closed": closed,
+        "share_truncated": 0.25,
     }
 
 
@@ -23,7 +24,8 @@ def test_table_as_text():
     before = {"soft": _summary(0.464, 0.03, 24.4, 0.83)}
     after = {"soft": _summary(0.844, 0.04, 22.0, 1.0)}
     header, rule, row = before_after_table(before, after).splitlines()
-    cells = ["0.464 ± 0.030", "0.844 ± 0.040", "+0.380 ± 0.050", "24.4 -> 22.0", "83% -> 100%"]
+    cells = ["0.464 ± 0.030", "0.844 ± 0.040", "+0.380 ± 0.050", "24.4 -> 22.0", "83% -> 100%",
+             "25% -> 25%"]  # fmt: skip
     # Every cell starts under its column's name.
     starts = [match.start() for match in re.finditer(r"\S+( \S+)*", header)]
     assert [row.index(cell) for cell in cells] == starts[1:]
@@ -32,7 +34,7 @@ def test_table_as_text():
 
 def test_table_as_markdown_and_without_an_after():
     table = before_after_table({"soft": _summary(0.5, math.nan)}, {}, "markdown")
-    assert table.splitlines()[2] == "| soft | 0.500 | - | - | 20.0 | 100% |"
+    assert table.splitlines()[2] == "| soft | 0.500 | - | - | 20.0 | 100% | 25% |"
 
 
 def test_running_mean():
