@@ -72,7 +72,7 @@ def load_weights(
             revision=revision or "main",
             subfolder=subfolder,
         )
-    except (OSError, KeyError) as error:
+    except Exception as error:  # whatever broken files make of the libraries that read them
         raise ValueError(f"model {source!r}: cannot be loaded: {error}") from error
 
 
@@ -85,14 +85,15 @@ def load_tokenizer(
     """The tokenizer alone, which takes a second where the model takes a minute."""
     from transformers import AutoTokenizer
 
+    place = resolve_model(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(source),
+            place,
             trust_remote_code=trust_remote_code,
             revision=revision or "main",
             subfolder=subfolder,
         )
-    except (OSError, KeyError) as error:
+    except Exception as error:  # as above
         raise ValueError(f"model {source!r}: its tokenizer cannot be loaded: {error}") from error
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer

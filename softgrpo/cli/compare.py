@@ -68,7 +68,8 @@ def load_runs(places: Sequence[str]) -> list[Run]:
     """
     runs: dict[tuple[str, str], Run] = {}
     for place in places:
-        name, equals, path = place.rpartition("=")
+        # A path may have an equals sign of its own.
+        name, equals, path = ("", "", place) if Path(place).exists() else place.rpartition("=")
         for file in _files(Path(path)):
             settings, records, dropped = read_records(file)
             if dropped:

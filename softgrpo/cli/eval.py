@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from softgrpo.cli.compare import file_stem, load_runs, render
 from softgrpo.cli.errors import reward_failed
 from softgrpo.cli.evaluating import Judge, evaluate_to_file, make_judge
 from softgrpo.cli.problems import LAB_TASK, load
 from softgrpo.cli.progress import duration
+from softgrpo.cli.strict_yaml import load_yaml
 from softgrpo.cli.style import Style, given_thinking, read_style
 from softgrpo.cli.trial import try_judge
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
@@ -134,8 +134,10 @@ def _apply_preset(options: argparse.Namespace) -> None:
             setattr(options, name, value)
     if options.samples is None or options.samples < 1:
         raise ValueError(f"--samples {options.samples}: must be at least 1")
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit {options.limit}: must be at least 1")
+    for name in ("limit", "max_new_tokens", "batch_size", "batch_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if options.preset:
         for name in ("temperature", "top_k", "top_p"):
             if getattr(options, f"answer_{name}") is None:
@@ -203,7 +205,7 @@ def _make_task(
 
 def _load_task(options: argparse.Namespace) -> list[Problem]:
     source = options.task
-    given = yaml.safe_load(options.task_options) if options.task_options else {}
+    given = load_yaml(options.task_options, "--task-options") if options.task_options else {}
     if not isinstance(given, dict):
         raise ValueError(
             f"--task-options {options.task_options!r}: must be a mapping, {{name: value}}"

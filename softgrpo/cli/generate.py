@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         for text in stream_text(steps, tokenizer):
             print(printable(text), end="", flush=True)
         print()
-    _warn_of_no_end(shown, thinking)
+    _warn_of_no_end(shown, thinking, tokenizer)
     return 0
 
 
@@ -61,9 +61,12 @@ def _kept(steps: Iterable[StreamedStep], shown: list[StreamedStep]) -> Iterator[
         yield step
 
 
-def _warn_of_no_end(steps: Sequence[StreamedStep], thinking: ThinkingConfig) -> None:
-    """Say it where the last step was still a thought: then there is no answer."""
-    if thinking.think_end and steps and steps[-1].is_soft:
+def _warn_of_no_end(
+    steps: Sequence[StreamedStep], thinking: ThinkingConfig, tokenizer: Any
+) -> None:
+    """Say it where no marker came: then there is no answer."""
+    text = tokenizer.decode([step.token for step in steps], skip_special_tokens=False)
+    if thinking.think_end and not any(marker in text for marker in thinking.think_end):
         print(
             f"the thinking never ended in {len(steps)} tokens: there is no answer; raise "
             "--max-new-tokens, or end it by --max-think-tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -11,6 +12,8 @@ from dataclasses import fields
 
 from softgrpo.cli.errors import RunFailed
 from softgrpo.cli.recipe import RunConfig
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
 
 _EXAMPLES = """\
 examples:
@@ -107,11 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, RunFailed) as error:
+    except (ValueError, RunFailed, OSError) as error:
         if is_debugging:
             traceback.print_exc()
-        print(f"softgrpo: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, RunFailed) else 2
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename or 'a file'}: {error.strerror}"
+        print(f"softgrpo: {' '.join(message.split())}", file=sys.stderr)
+        is_on_its_way = isinstance(error, RunFailed) or getattr(error, "errno", 0) in _DISK
+        return 1 if is_on_its_way else 2
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -> int:
@@ -198,12 +205,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="no chat template")
     _add_thinking(parser)
     parser.add_argument("--max-new-tokens", type=int, default=256, help="thought and answer")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the noise")
     parser.add_argument(
         "--show-thoughts", action="store_true", help="each step's alternatives and their weights"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or int(text[:20]) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 0 to 2^32 - 1")
+    return int(text)
 
 
 def _add_thinking(parser: argparse.ArgumentParser) -> None:
@@ -251,7 +264,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--samples", type=int, metavar="N", help="of each problem (8)")
     how.add_argument("--max-new-tokens", type=int, metavar="N", help="thought and answer (2048)")
-    how.add_argument("--seed", type=int, default=0, help="of the noise and the subset (0)")
+    how.add_argument("--seed", type=_seed, default=0, help="of the noise and the subset (0)")
     how.add_argument("--no-think-end", action="store_true", help="thinking lasts to the end")
     how.add_argument("--prompt", metavar="TEMPLATE", help="the prompt, with {question} in it")
     how.add_argument("--system-prompt", metavar="TEXT", help="the system message")
@@ -292,7 +305,7 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     commands.add_parser("info", help="what the laboratory holds")
     make = commands.add_parser("make-base", help="train the base model anew")
     make.add_argument("output", metavar="OUTPUT", help="the folder to write")
-    make.add_argument("--seed", type=int, default=0, help="of its data and its weights")
+    make.add_argument("--seed", type=_seed, default=0, help="of its data and its weights")
 
 
 if __name__ == "__main__":

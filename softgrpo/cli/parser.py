@@ -7,6 +7,7 @@ way of reading a file would let it do.
 from __future__ import annotations
 
 import copy
+import typing
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -17,6 +18,11 @@ from softgrpo.training import SofTGRPOConfig
 
 _SECRETS = {"hub_token"}
 _SCALARS = {"int", "float", "string_to_bool"}
+_TYPES = {
+    name: set(typing.get_args(kind) or (kind,))
+    for config in (RunConfig, SofTGRPOConfig)
+    for name, kind in typing.get_type_hints(config).items()
+}
 
 
 class _Parser(TrlParser):
@@ -48,7 +54,7 @@ def parse(
             name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
             raise unknown_field(name, list(actions), "command line")
         raise ValueError(f"command line: {argument!r} belongs to no --field")
-    given = {argument.removeprefix("--").partition("=")[0] for argument in arguments}
+    given = {x.removeprefix("--").partition("=")[0] for x in arguments if x.startswith("--")}
     if "density" not in given and namespace.policy != parser.get_default("policy"):
         # The recipe's density is that of its own policy; another one trains by its default.
         parser.set_defaults(density=None)
@@ -61,6 +67,8 @@ def parse(
 def _as_default(name: str, value: Any, action: Any) -> Any:
     """A YAML value as argparse takes a default: text is converted by the field's type."""
     if value is None:
+        if _TYPES[name] <= {int, float, str, bool}:
+            raise ValueError(f"{name}: must have a value; leave the field out for its default")
         return None
     if action.nargs == "+":
         items = value if isinstance(value, list) else [value]
@@ -70,8 +78,8 @@ def _as_default(name: str, value: Any, action: Any) -> Any:
             raise ValueError(f"{name}={value!r}: {error}") from error
     is_scalar = getattr(action.type, "__name__", "") in _SCALARS
     if isinstance(value, (list, dict)):
-        if is_scalar:
-            raise ValueError(f"{name}={value!r}: must be one {action.type.__name__}")
+        if is_scalar or _TYPES[name] <= {int, float, str, bool, type(None)}:
+            raise ValueError(f"{name}={value!r}: must be one value")
         return value
     # So that a number in quotes and a text in a number's place meet the same check.
     return str(value)

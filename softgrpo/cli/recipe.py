@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from softgrpo.cli.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
     from softgrpo.training import SofTGRPOConfig
@@ -70,7 +70,7 @@ class RunConfig:
         for name in ("task_options", "lora", "examples"):
             value = getattr(self, name)
             if isinstance(value, str):  # from the command line
-                setattr(self, name, yaml.safe_load(value))
+                setattr(self, name, load_yaml(value, name))
         for name, kind in (("task_options", dict), ("lora", dict), ("examples", list)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
@@ -126,14 +126,14 @@ def unknown_field(name: str, known: list[str], where: str) -> ValueError:
 def read_yaml(path: str) -> dict[str, Any]:
     """The fields of a recipe's file, unchecked."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such recipe; it comes first: softgrpo train RECIPE --field value"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: not a YAML file: {reason}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    values = load_yaml(text, path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold fields, `name: value`, one a line")
     return values

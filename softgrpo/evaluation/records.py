@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_type_hints
 
 from softgrpo.files import require_regular
 
@@ -58,6 +58,9 @@ class Record:
     def key(self) -> tuple[str, int]:
         """Problem and sample."""
         return self.problem_id, self.sample
+
+
+_TYPES = {name: get_args(kind) or (kind,) for name, kind in get_type_hints(Record).items()}
 
 
 class RecordFile:
@@ -179,8 +182,8 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Any], list[Record], in
     first = file.readline(_LONGEST_LINE)
     try:
         header = json.loads(first)
-        version, settings = header["format"], header["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, settings = header["format"], dict(header["settings"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a file of records; its first line must be {{'format': '{FORMAT}', ...}}"
         ) from error
@@ -200,9 +203,12 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Any], list[Record], in
 def _to_record(line: bytes) -> Record | None:
     try:
         value = json.loads(line)
-        return Record(**{field.name: value[field.name] for field in fields(Record)})
-    except (ValueError, KeyError, TypeError):
+        found = {field.name: value[field.name] for field in fields(Record)}
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    # Exactly: a bool is an int to isinstance, and JSON's NaN a float.
+    is_right = all(type(x) in _TYPES[name] for name, x in found.items())
+    return Record(**found) if is_right else None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

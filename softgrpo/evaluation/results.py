@@ -115,7 +115,8 @@ class Results:
 
 def describe(settings: Mapping[str, Any]) -> str:
     """How samples of these settings were thought and drawn, in a line."""
-    thinking = settings.get("thinking") or {}
+    given = settings.get("thinking")
+    thinking = given if isinstance(given, dict) else {}
     parts = [str(thinking.get("policy", "policy unknown"))]
     names = ("temperature", "top_k", "top_p", "min_p", "tau", "max_think_tokens")
     parts += [f"{name} {thinking[name]}" for name in names if thinking.get(name) is not None]

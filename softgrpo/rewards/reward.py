@@ -44,11 +44,25 @@ class Verifier(NamedTuple):
 
 
 def _humaneval(answer: str, gold: str) -> float:
-    return float(verify_humaneval(answer, json.loads(gold)).passed)
+    return float(verify_humaneval(answer, _tests(gold, "prompt", "test", "entry_point")).passed)
 
 
 def _mbpp(answer: str, gold: str) -> float:
-    return float(verify_mbpp(answer, json.loads(gold)).passed)
+    return float(verify_mbpp(answer, _tests(gold, "code", "test_list", "test_import")).passed)
+
+
+def _tests(gold: str, *names: str) -> dict[str, Any]:
+    """The tests that a gold answer holds; ValueError where it is something else."""
+    try:
+        tests = json.loads(gold)
+    except (ValueError, RecursionError):
+        tests = None
+    if not isinstance(tests, dict) or not tests.keys() >= set(names):
+        raise ValueError(
+            f"the gold answer {gold[:40]!r} holds no tests: it must be a JSON object with "
+            f"{', '.join(names)}"
+        )
+    return tests
 
 
 def _no_vote(answer: str) -> None:

@@ -94,7 +94,7 @@ def _read_jsonl(path: str) -> Iterator[Row]:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); each line must be one object") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON {type(row).__name__}; each line must be one object")

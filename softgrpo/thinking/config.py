@@ -29,6 +29,12 @@ REPLAY_FIELDS = (
     "answer_temperature",
 )
 
+# Fields that are measured and not counted.
+_REAL = (
+    *("temperature", "top_p", "min_p", "tau", "prob_floor", "alpha", "sigma"),
+    *("answer_temperature", "answer_top_p", "answer_min_p", "cold_stop_entropy"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class ThinkingConfig:
@@ -107,9 +113,15 @@ class ThinkingConfig:
             low, high = self.noise_clamp
             object.__setattr__(self, "noise_clamp", (float(low), float(high)))
             _require("noise_clamp", low < high, self.noise_clamp, "(low, high) with low < high")
+        for name in _REAL:
+            value = getattr(self, name)
+            finite = value is None or _all(value, lambda x: torch.isfinite(torch.as_tensor(x)))
+            _require(name, finite, value, "a finite number")
         for prefix in ("", "answer_"):
             self._check_sampling(prefix)
-        _require("tau", _all(self.tau, lambda x: x > 0), self.tau, "> 0 (the paper: 0.1)")
+        # Below, scores over tau leave the range of float32.
+        least = ">= 1e-30 (the paper: 0.1)"
+        _require("tau", _all(self.tau, lambda x: x >= 1e-30), self.tau, least)
         _require("alpha", self.alpha > 0, self.alpha, "> 0")
         _require("sigma", self.sigma > 0, self.sigma, "> 0")
         _require("prob_floor", 0 <= self.prob_floor < 1, self.prob_floor, "in [0, 1)")

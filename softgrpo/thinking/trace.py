@@ -17,7 +17,15 @@ from torch import Tensor
 
 from softgrpo.thinking.config import ThinkingConfig
 
-_TENSORS = ("ids", "scores", "support", "is_soft", "lengths", "embedding_noise")
+_DTYPES = {
+    "ids": torch.int32,
+    "scores": torch.float32,
+    "support": torch.bool,
+    "is_soft": torch.bool,
+    "lengths": torch.int32,
+    "embedding_noise": torch.float32,
+}
+_TENSORS = tuple(_DTYPES)
 _FORMAT = "softgrpo.trace.v1"
 
 
@@ -173,23 +181,70 @@ class SoftTrace:
 
     @staticmethod
     def load(path: str | Path) -> SoftTrace:
-        """Read what ``save`` wrote; ValueError when the file is no trace."""
-        from safetensors import safe_open
+        """Read what ``save`` wrote.
 
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != _FORMAT:
-                raise ValueError(f"{path} is no trace ({_FORMAT}): its header has {sorted(header)}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        Raises:
+            ValueError: The file is no trace, or is damaged: tensors are missing, or of other dtypes
+                or shapes, lengths are out of range, or the header is no JSON.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is no trace ({_FORMAT}): {error}") from error
+        if header.get("format") != _FORMAT:
+            raise ValueError(f"{path} is no trace ({_FORMAT}): its header has {sorted(header)}")
+        _check(tensors, path)
         return SoftTrace(
             **tensors,
-            settings=json.loads(header["settings"]),
-            source=json.loads(header["source"]),
+            settings=_json_object(header, "settings", path),
+            source=_json_object(header, "source", path),
         )
 
     def _map(self, function) -> SoftTrace:  # noqa: ANN001
         tensors = {name: function(value) for name, value in self.tensors().items()}
         return SoftTrace(**tensors, settings=self.settings, source=self.source)
+
+
+def _check(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Raise ValueError where a file's tensors are not those of a trace."""
+    for name in set(_DTYPES) - {"embedding_noise"}:
+        if name not in tensors:
+            raise ValueError(f"{path}: the trace has no {name}")
+    rows, steps, columns = (*tensors["ids"].shape, 0, 0, 0)[:3]
+    noise = tensors.get("embedding_noise", tensors["ids"])
+    shapes = {
+        "ids": [rows, steps, columns],
+        "scores": [rows, steps, columns],
+        "support": [rows, steps, columns],
+        "is_soft": [rows, steps],
+        "lengths": [rows],
+        "embedding_noise": [rows, steps, *noise.shape[2:3]],
+    }
+    for name, tensor in tensors.items():
+        if name not in _DTYPES:
+            raise ValueError(f"{path}: the trace has {name!r}, which is not known")
+        if tensor.dtype != _DTYPES[name] or list(tensor.shape) != shapes[name]:
+            raise ValueError(
+                f"{path}: {name} of the trace is {tensor.dtype} {list(tensor.shape)}; it must be "
+                f"{_DTYPES[name]} {shapes[name]}"
+            )
+    lengths = tensors["lengths"]
+    if columns < 1 or not ((lengths >= 0) & (lengths <= steps)).all() or (tensors["ids"] < 0).any():
+        raise ValueError(f"{path}: the trace's ids or lengths are out of range")
+
+
+def _json_object(header: dict[str, str], name: str, path: str | Path) -> dict[str, object]:
+    try:
+        value = json.loads(header[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {name} of the trace cannot be read ({error!r})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {name} of the trace must be an object, not {value!r}")
+    return value
 
 
 def from_tokens(

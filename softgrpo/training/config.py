@@ -28,6 +28,17 @@ _UNSUPPORTED = (
     ("cache_implementation", None, "the rollout engine has its own cache"),
     ("cast_lm_head_to_fp32", False, "soft steps are scored in float32 already"),
     ("use_liger_kernel", False, "it replaces the model's forward"),
+    ("remove_unused_columns", False, "rewards are told the data's columns"),
+)
+
+# What TRL divides by.
+_COUNTS = (
+    "num_generations",
+    "gradient_accumulation_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "steps_per_generation",
+    "num_iterations",
 )
 
 # Processes meet when each has made its rollouts, and process 0 evaluates alone: by default 3,200
@@ -209,6 +220,10 @@ class SofTGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         self.is_checkpointing_auto = self.gradient_checkpointing == "auto"
         self.gradient_checkpointing = _is_checkpointing(self.gradient_checkpointing)  # type: ignore[assignment]
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be >= 1")
         super().__post_init__()
         for name, off, why in _UNSUPPORTED:
             if getattr(self, name) != off:

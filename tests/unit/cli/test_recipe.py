@@ -124,7 +124,7 @@ def test_no_field_has_two_owners():
         ([], {"rewards": []}, "rewards"),
         (["--policy", "loud"], {}, "policy"),
         (["--gradient_checkpointing", "perhaps"], {}, "gradient_checkpointing='perhaps'"),
-        ([], {"gradient_checkpointing": None}, "gradient_checkpointing=None"),
+        ([], {"gradient_checkpointing": None}, "gradient_checkpointing: must have a value"),
         ([], {"gradient_checkpointing": [True]}, "gradient_checkpointing=[True]"),
     ],
 )

@@ -147,6 +147,30 @@ def test_a_sample_is_never_there_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [{"num_tokens": "x"}, {"correct": "no"}, {"correct": 1}, {"problem_id": [1]}, {"sample": True},
+     {"num_tokens": float("nan")}, {"sequence": "a"}, {"text": None}, {"sample": 0.0}],
+    ids=str,
+)  # fmt: skip
+def test_a_record_with_a_value_of_another_type_is_a_damaged_line(tmp_path, change):
+    path = tmp_path / "a.jsonl"
+    with RecordFile(path, SETTINGS) as file:
+        file.append(_record())
+    before = path.read_bytes()
+    value = json.loads(before.splitlines()[1]) | {"sample": 1} | change
+    path.write_bytes(before + json.dumps(value).encode() + b"\n")
+    assert len(read_records(path)[1]) == 1 and read_records(path)[2] > 0
+
+
+@pytest.mark.parametrize("settings", ["[]", "3", "null", "[" * 100_000])
+def test_settings_that_are_no_object_are_refused(tmp_path, settings):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"format": "softgrpo-records/1", "settings": ' + settings + "}\n")
+    with pytest.raises(ValueError, match="not a file of records"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
     "content", ["", "hello\n", '{"a": 1}\n', '{"format": "softgrpo-records/9", "settings": {}}\n']
 )
 def test_what_is_no_file_of_records_is_refused(tmp_path, content):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.distributed.utils import _apply_to_tensors
 
 from softgrpo.thinking import SoftTrace, ThinkingConfig, from_tokens
@@ -97,6 +98,47 @@ OTHER = {
     "policy": "dirichlet", "temperature": 0.6, "tau": 0.5, "prob_floor": 0.0, "noise_clamp": None,
     "alpha": 2.0, "sigma": 0.1, "answer_temperature": 0.6,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ids", lambda x: x.float()),
+        ("ids", lambda x: -x - 1),
+        ("ids", lambda x: x[0]),
+        ("scores", lambda x: x.half()),
+        ("scores", lambda x: x[:, :, :2]),
+        ("support", lambda x: x.int()),
+        ("is_soft", lambda x: x[:1]),
+        ("lengths", lambda x: x + 99),
+        ("lengths", lambda x: x - 99),
+        ("lengths", lambda x: x[:, None]),
+        ("embedding_noise", lambda x: x[:, :1]),
+        ("embedding_noise", lambda x: x[0, 0]),
+        ("lengths", None),
+        ("more", None),
+    ],
+)
+def test_a_trace_with_other_tensors_is_refused(tmp_path, name, change):
+    path, tensors = tmp_path / "t.safetensors", _trace([3, 2], noise=True).tensors()
+    header = {"format": "softgrpo.trace.v1", "settings": "{}", "source": "{}"}
+    if change is not None:
+        tensors[name] = change(tensors[name]).contiguous()
+    elif tensors.pop(name, None) is None:
+        tensors[name] = torch.zeros(1)
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(ValueError, match="is no trace|of the trace|the trace"):
+        SoftTrace.load(path)
+
+
+@pytest.mark.parametrize("value", ["", "[]", "3", "{", "[" * 100_000])
+@pytest.mark.parametrize("name", ["settings", "source"])
+def test_a_trace_with_another_header_is_refused(tmp_path, name, value):
+    path = tmp_path / "t.safetensors"
+    header = {"format": "softgrpo.trace.v1", "settings": "{}", "source": "{}", name: value}
+    save_file(_trace([3]).tensors(), path, metadata=header)
+    with pytest.raises(ValueError, match=name):
+        SoftTrace.load(path)
 
 
 @pytest.mark.parametrize("field", REPLAY_FIELDS)
