@@ -8,10 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import Any
 
 from softgrpo.cli.errors import RunFailed
-from softgrpo.cli.recipe import RunConfig
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
 
@@ -35,9 +34,9 @@ Train a model as a recipe says: evaluation before, training, evaluation after, a
   softgrpo train recipes/quickstart.yaml --policy discrete --output_dir runs/discrete
 
 A recipe is a YAML file of fields, `name: value`; the same fields on the command line win over it.
-Fields are those listed here, those of thinking and training (softgrpo/training/config.py: policy,
-tau, top_k, top_p, think_end, density, ...) and every field of TRL's GRPOConfig (learning_rate,
-max_steps, num_generations, beta, loss_type, ...). Paths are relative to the current directory.
+Fields are those listed below with their defaults, and every field of TRL's GRPOConfig (output_dir,
+learning_rate, max_steps, num_generations, max_completion_length, loss_type, seed, ...), of which
+temperature and min_p are the thinking's. Paths are relative to the current directory.
 """
 
 _GENERATE = """\
@@ -165,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(_add(commands, "train", "train a model as a recipe says", _TRAIN))
+    _add_train(_add(commands, "train", "train a model as a recipe says", _TRAIN, False))
     _add_generate(_add(commands, "generate", "generate from a model", _GENERATE))
     _add_serve(_add(commands, "serve", "serve a model over HTTP, by vLLM", _SERVE))
     _add_eval(_add(commands, "eval", "evaluate a model on benchmarks", _EVAL))
@@ -175,7 +174,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, text: str
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    line: str,
+    text: str,
+    add_help: bool = True,
 ) -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
@@ -183,13 +186,26 @@ def _add(
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=add_help,
     )
 
 
+class _HelpWithFields(argparse._HelpAction):
+    """Help that looks the fields up when it is asked for: no other command needs to wait."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        from softgrpo.cli.fields import described, method_fields, run_fields
+
+        parser.epilog = (
+            f"fields of a run:\n{described(run_fields())}\n\n"
+            f"fields of thinking and training:\n{described(method_fields())}"
+        )
+        super().__call__(parser, *arguments)
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    names = [(f.name, f.metadata["help"].replace("%%", "%")) for f in fields(RunConfig)]
     parser.usage = "softgrpo train RECIPE [--field value ...] [--resume | --overwrite]"
-    parser.epilog = "fields of a run:\n" + "\n".join(f"  {n:<20}{text}" for n, text in names)
+    parser.add_argument("-h", "--help", action=_HelpWithFields, help="show this and exit")
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; recipes/ has some")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

@@ -41,10 +41,10 @@ _COUNTS = (
     "num_iterations",
 )
 
-# Processes meet when each has made its rollouts, and process 0 evaluates alone: by default 3,200
-# sequences, 25 waves of 128. A wave of 32,768 tokens takes 14 minutes at 25 ms a step, and all of
-# them six hours. The launcher notices a process that has died, so patience costs little.
-PATIENCE_SECONDS = 12 * 3600
+# Twelve hours. Processes meet when each has made its rollouts, and process 0 evaluates alone: by
+# default 3,200 sequences, 25 waves of 128. A wave of 32,768 tokens takes 14 minutes at 25 ms a
+# step, all of them six hours. The launcher notices a process that has died: patience costs little.
+PATIENCE_SECONDS = 43_200
 
 
 @dataclass
