@@ -179,7 +179,7 @@ def _question_and_answer(row: Mapping[str, Any], name: str, seed: int) -> tuple[
             tests = "\n".join(gold["test_list"])
             return f"{question}\nIt must pass:\n```python\n{tests}\n```", json.dumps(kept)
         case "gsm8k":
-            return row["question"], row["answer"].rpartition("####")[2].strip()
+            return row["question"], str(row["answer"]).rpartition("####")[2].strip()
         case _:
             question = row["question"] if "question" in row else row["problem"]
             return question, str(row["answer"])
