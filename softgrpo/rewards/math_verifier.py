@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from queue import LifoQueue
@@ -28,7 +27,7 @@ _USUAL = [
         ("[\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d](?=\\s?[\\d.\\\\a-z])", "-"),
         (r"\\[bB]igg?[lr]?(?![A-Za-z])", ""),
         (r"\\sqrt\s?(\d++)", r"\\sqrt{\1}"),
-        (r"\^\s?\{?\s?\\circ\s?\}?|°|\\degree(?![A-Za-z])", ""),
+        (r"(?:\^\s?\{?\s?\\circ\s?\}?|°|\\degree(?![A-Za-z]))(?!\s?\d)", ""),
         (r"\\[,;:!]", " "),
     )
 ]
@@ -146,16 +145,29 @@ def math_verify(answer: str, gold: str) -> float | None:
     reads them, and only what is no number is asked of Math-Verify. None where gold cannot be read.
     A box of more than 4,000 characters is wrong; without a box only so many at the end are read.
     """
-    expected, found = _number(gold), _number(answer)
-    if expected is not None and found is not None and (expected == found or "%" not in answer):
-        return float(expected == found)
-    return _shared_verifier().verify(_box(_usual(gold)), _question(answer))
+    is_equal = _equal_numbers(_box_or_text(answer), _box_or_text(gold))
+    if is_equal is None:
+        return _shared_verifier().verify(_box(_usual(gold)), _question(answer))
+    return float(is_equal)
 
 
-def _number(text: str) -> Fraction | None:
-    """The number that a text or its box is, and not one that it mentions."""
+def _equal_numbers(answer: str, gold: str) -> bool | None:
+    """Whether two texts that are numbers are the same; None where that is Math-Verify's to say.
+
+    It is of whatever is no number, of x = 5 and y = 5, and of 50% and 0.5.
+    """
+    if max(len(answer), len(gold)) > _MAX_LENGTH:
+        return None
+    found, expected = only_number(answer), only_number(gold)
+    names = {"".join(text.partition("=")[0].split()) for text in (answer, gold) if "=" in text}
+    if found is None or expected is None or len(names) > 1:
+        return None
+    return found == expected or (None if "%" in answer else False)
+
+
+def _box_or_text(text: str) -> str:
     boxed = last_boxed(text)
-    return only_number(text if boxed is None else boxed)
+    return text if boxed is None else boxed
 
 
 def math_answer(answer: str) -> str | None:

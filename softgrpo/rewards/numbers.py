@@ -3,9 +3,10 @@ r"""The number that a text ends with: written for people or in LaTeX, read exact
     text ──> plain (no LaTeX, one sign a meaning) ──> the last number ──> what stands around it
 
 What stands around a number decides whether it is the number that is meant: the 3 of `2 + 3`, of
-`x^3`, `3\pi`, `3:4` or `\sqrt{3}` is none. Where it is not clear there is no number, never another
-one. Conventions: 1,234 and 1 234 are thousands, 1.234 is a decimal and 1,5 is nothing; units,
-currencies, degrees and percent signs are not read, so that 50% is 50.
+`x^3`, `3\pi`, `3:4`, `|-3|` or `\sqrt{3}` is none. Where it is not clear there is no number, never
+another one. Conventions: 1,234 and 1 234 are thousands, 1.234 is a decimal; 1,5 and (1,234) are
+nothing. Units, currencies, degrees and percent signs are not read, so that 50% is 50 and 3 dozen
+are 3; 3 million are 3,000,000.
 
 Every pattern is linear in the length of the text, of which the last 20,000 characters are read.
 """
@@ -18,14 +19,17 @@ from fractions import Fraction
 _MAX_LENGTH = 20_000  # characters
 _MAX_DIGITS = 1000  # 1e999999999 is short to write but not to store
 
-# What cannot be read as a number and stands for a value.
+# What cannot be read as a number and stands for a value; and any power of a letter.
 _OPAQUE = "\N{CURRENCY SIGN}"
+_LETTER_POWER = "\N{SUPERSCRIPT TWO}"
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _VULGAR = {
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
 }  # fmt: skip
+
+_DEGREES = r"(?:°|º|\\degree(?![A-Za-z])|\^\s?\{?\s?(?:\\circ(?![A-Za-z])|\\text\{o\}|o\b)\s?\}?)"
 
 # 1. One sign for each meaning. Order matters: `,\!` is a comma before `\!` is nothing.
 _PLAIN: list[tuple[re.Pattern[str], str]] = [
@@ -36,11 +40,14 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
         (r"\\!|\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![A-Za-z])", ""),
         ("[\u00a0\u2007\u2009\u202f]|" + r"\\[ ,;:>]|~|\\q?quad(?![A-Za-z])", " "),
         (r"\\[()\[\]]", " "),
+        (r"\\\{", "["),
+        (r"\\\}", "]"),
+        ("[\u2044\u2215]", "/"),
+        (r"(?<=\d)\s?,\s(?=000(?!\d))", ","),
         (r"(?<=\d)\\?\$(?=\d)", " "),
-        (
-            r"\\?[$%]|[€£¥₹]|°|º|\\degree(?![A-Za-z])|\^\s?\{?\s?(?:\\circ|\\text\{o\}|o)\b\s?\}?",
-            "",
-        ),
+        (_DEGREES + r"\s?(?=\d)", ":"),  # 5°30' has minutes
+        (r"\b(?:US|CA|AU|NZ|HK|[ACS])(?=\\?\$[-.\d])", ""),
+        (r"\\?[$%]|[€£¥₹]|" + _DEGREES, ""),
         (r"\b(?:USD|EUR|GBP|INR|CAD|AUD|Rs\.?)\s?(?=[-.\d])", ""),
         (r"(?<=\d)\s?(?:\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∙∗])\s?", "*"),
         (r"\\(?:approx|sim|simeq|equiv|to|Rightarrow|implies|therefore)(?![A-Za-z])|≈", " = "),
@@ -61,67 +68,84 @@ _WORDS = re.compile(
 )
 _LATEX_POWER = re.compile(r"\^\s?\{\s?(-?\d++)\s?\}")
 _LATEX_FRACTION = re.compile(
-    r"(?:(\d)\s?)?\\[cdt]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))"
+    r"(?:(\d)\s?)?\\[cdt]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))(?!\d)"
 )
 _LATEX_VALUE = re.compile(
     r"\\(?:sqrt\s?(?:\[[^\[\]{}]*\])?\s?(?:\{[^{}]*\}|\d++)|(?:overline|bar|dot)\s?(?:\{[^{}]*\}|\d)"
     r"|[dt]?binom\s?\{[^{}]*\}\s?\{[^{}]*\})"
 )
-_BRACE = re.compile(r"\\?[{}]")
+_BRACE = re.compile(r"[{}]")
 _UNREAD = re.compile(r"\\(?:[cdt]?frac|sqrt|overline|bar|dot|[dt]?binom)(?![A-Za-z])")
 _OPEN_BOX = re.compile(r"\\boxed\s?\{")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])\s?\^\s?-?\d++")
+_ORDINAL = re.compile(r"(?<=\d)\^(?:st|nd|rd|th)\b")
 
 # 3. Numbers. Groups are counted, so that no digit is looked at more than so many times.
 _UNSIGNED = r"""(?:
-      \d{1,3} (?: \.\d{3} ){2,40}+ (?: ,\d++ )?          # 1.234.567,8
-    | \d{1,3} (?: \.\d{3} ){1,40}+ ,\d++                    # 1.234,5
-    | \d{1,3} (?: [ ]\d{3} ){1,40}+ ,\d++                   # 1 234,5
-    | (?: \d{1,3} (?: ,\d{3} ){1,40}+                       # 1,234
-        | \d{1,2} (?: ,\d{2}(?!\d) ){1,40}+ ,\d{3}                # 12,34,567
-        | \d{1,3} (?: [ '’_]\d{3} ){1,40}+                  # 1 234, 1'234, 1_234
+      [1-9]\d{0,2} (?: \.\d{3} ){2,40}+ (?: ,\d++ )?      # 1.234.567,8
+    | [1-9]\d{0,2} (?: \.\d{3} ){1,40}+ ,\d++            # 1.234,5
+    | [1-9]\d{0,2} (?: [ ]\d{3} ){1,40}+ ,\d++           # 1 234,5
+    | (?: [1-9]\d{0,2} (?: ,\d{3} ){1,40}+               # 1,234
+        | [1-9]\d? (?: ,\d{2}(?!\d) ){1,40}+ ,\d{3}      # 12,34,567
+        | [1-9]\d{0,2} (?: [ '’_]\d{3} ){1,40}+          # 1 234, 1'234, 1_234
         | \d++ ) (?!\d) (?: \.\d++ )?
     | \.\d++ )(?: [eE][-+]?\d++ )?"""
+_SCALES = {
+    "hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9, "trillion": 12,
+}  # fmt: skip
 _SPAN = re.compile(
     rf"""
     {_OPAQUE}
     | (?<! [A-Za-z\d] ) (?<! \d\. ) (?<! [\w)\]}}]_ )
       (?P<sign> [-+]\s? )?
-      (?: (?P<whole> \d++ ) (?: \s | \s?and\s ) (?= [1-9]\d*+ / \d ) )?
+      (?: (?P<whole> [1-9]\d{{0,2}} (?: ,\d{{3}} ){{1,40}}+ | \d++ )
+          (?: \s | \s?and\s ) (?= [1-9]\d*+ / \d ) )?
       (?P<top> {_UNSIGNED} ) (?: \^ (?P<power> -?\d++ ) )?
       (?: \s?[*x]\s?10\^ (?P<ten> -?\d++ ) | \s?/\s? (?P<bottom> {_UNSIGNED} ) )?
-      (?: \s? (?P<scale> thousand | million | billion | trillion )\b )?
+      (?: \s? (?i: (?P<scale> {"|".join(_SCALES)} ) s? )\b )?
     """,
     re.VERBOSE | re.ASCII,
 )
-_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # 4. What stands before and behind it where it is not the number that is meant.
 _AROUND = 32  # characters
 _BEFORE = re.compile(
     rf"""(?:
-      [\w)\]{_OPAQUE}] \s* [-+/^÷] \s* \(*            # x - 5, 2 + (5
-    | [\w)\]{_OPAQUE}] (?: \* | \s+ \* \s+ ) \(*     # and not the *5* of Markdown
+      [\w)\]{_OPAQUE}{_LETTER_POWER}] \s* [-+/^÷] \s* \(*            # x - 5, 2 + (5
+    | [\w)\]{_OPAQUE}{_LETTER_POWER}] (?: \* | \s+ \* \s+ ) \(*     # and not the *5* of Markdown
     | [<>√] \s* | \\[A-Za-z]+ (?:_\w+)? \s* [({{]*    # x > 5, \sin 5, \log_2 5
-    | [A-Za-z\d)] \( | - \s? \(                       # f(5), 2(5), -(5
-    | \d: | \d\s:\s | \d[,.'’]                       # 2:5, 1234,567
-    | -
+    | [A-Za-z\d){_LETTER_POWER}] \( | - \s? \(                       # f(5), 2(5), -(5
+    | \d: | \d\s:\s | \d[,.'’٫٬] | \d['’′"″]\s       # 2:5, 1234,567, 5' 6
+    | [-+—][ ]? | {_OPAQUE}[ ]? | \|\s? | (?: [Mm]inus | [Nn]egative )\s?
     )\Z""",
     re.VERBOSE | re.ASCII,
 )
-_BEFORE_SIGN = re.compile(rf"(?:[\d)\]{_OPAQUE}]|\b[A-Za-z])\s*\Z", re.ASCII)
+_BEFORE_SIGN = re.compile(rf"(?:[\d)\]{_OPAQUE}{_LETTER_POWER}]|\b[A-Za-z])\s*\Z", re.ASCII)
 _BEFORE_DASH = re.compile(r"(?:[\w)\]]\s|\n)\Z")
-_UNITS = "mgshLlAVWJNKCFT"
+_UNITS = "mgshLlAVWJNCFT"  # K may be a thousand
 _BEHIND = re.compile(
     rf"""[)\]}}]* (?:
       \s? \^ | _ [\w{{] | \( [\d.-]                   # 5^x, 101_2, 5(3)
     | (?: \* | \s\*\s | \s?÷\s? ) [\w(\\.{_OPAQUE}]
     | \s?/\s? (?: [\d(\\.{_OPAQUE}] | (?! [{_UNITS}]\b ) [A-Za-z]\b )
     | \s? [-+] \s? (?: [\d.(\\{_OPAQUE}] | [A-Za-z]\b )
-    | [.,'’:] \d | \s:\s \d                          # 1.5.2, 2:5
+    | [.,'’:٫٬] \d | \s:\s \d | \s?\|                # 1.5.2, 2:5, |5|
+    | \.?\s? [eE][-+]?\d | [\u0300-\u036f]          # 1.e5, a line above
     | \s? (?: \\[A-Za-z] | [{_OPAQUE}π√∞<>] )
     | [A-Za-z]+ \d | \s? (?! [{_UNITS}aAI]\b ) [A-Za-z]\b | [aAI]\b
     )""",
+    re.VERBOSE | re.ASCII,
+)
+
+
+# What may be said to equal a number: a calculation, or a name such as f(5), x_1 or the y-intercept.
+# Not 2x, -x, x + y or x^2, whose values are not x's, nor the `5, y` of x = 5, y = 6.
+_OTHER_SIDE = re.compile(
+    rf"""
+    [^A-Za-z{_OPAQUE}{_LETTER_POWER}]*+
+    | (?: [^-+*/^<>÷\d,;(_{_OPAQUE}{_LETTER_POWER}] | (?<=[A-Za-z])-(?=[A-Za-z]{{2}})
+        | [(_] [\w\s,.\\]*+ )*+
+    """,
     re.VERBOSE | re.ASCII,
 )
 
@@ -135,13 +159,20 @@ def last_number(text: str) -> Fraction | None:
 def only_number(text: str) -> Fraction | None:
     """The number that a text is, but for what it is a number of: of `x = 5 apples` 5.
 
-    Of several that are said to be equal, the last one. Otherwise a text of two numbers is none.
+    Of several that are said to be equal, the last one. Otherwise a text of two numbers is none,
+    and so is one too long to be read whole.
     """
-    for part in reversed(_plain(text).split("=")):
-        spans = list(_SPAN.finditer(part))
+    if len(text) > _MAX_LENGTH:
+        return None
+    sides = _plain(text).split("=")
+    for i, side in reversed(list(enumerate(sides))):
+        spans = list(_SPAN.finditer(side))
         if spans:
-            is_factorial = part[spans[0].end() :].lstrip(" )").startswith("!")
-            return None if len(spans) > 1 or is_factorial else _value(part, spans[0])
+            is_factorial = side[spans[0].end() :].lstrip(" )").startswith("!")
+            is_equation = not all(map(_OTHER_SIDE.fullmatch, sides[:i] + sides[i + 1 :]))
+            if len(spans) > 1 or is_factorial or is_equation:
+                return None
+            return _value(side, spans[0])
     return None
 
 
@@ -174,7 +205,7 @@ def _plain(text: str) -> str:
         if text == before:
             break
     text = _UNREAD.sub(_OPAQUE, _OPEN_BOX.sub(" ", text))
-    return _UNIT_POWER.sub("", _BRACE.sub("", text))
+    return _ORDINAL.sub("", _UNIT_POWER.sub(_LETTER_POWER, _BRACE.sub("", text)))
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -200,6 +231,8 @@ def _value(text: str, span: re.Match[str]) -> Fraction | None:
         return None
     if behind.startswith("...") and "." in span["top"]:
         return None
+    if "," in span["top"] and before.endswith(("(", "[")) and behind.startswith((")", "]")):
+        return None  # two numbers as well as one
     top, bottom = _read(span["top"]), _read(span["bottom"] or "1")
     if top is None or not bottom:
         return None
@@ -209,13 +242,14 @@ def _value(text: str, span: re.Match[str]) -> Fraction | None:
             return None
         value = top ** int(span["power"])
     if span["whole"]:
-        if not top < bottom or len(span["whole"]) > _MAX_DIGITS:
+        whole = _read(span["whole"])
+        if not top < bottom or whole is None:
             return None
-        value += int(span["whole"])
+        value += whole
     exponent = int(span["ten"] or 0) if len(span["ten"] or "") < 6 else _MAX_DIGITS + 1
     if abs(exponent) > _MAX_DIGITS:
         return None
-    value *= Fraction(10) ** (exponent + _SCALES.get(span["scale"] or "", 0))
+    value *= Fraction(10) ** (exponent + _SCALES.get((span["scale"] or "").lower(), 0))
     return -value if sign.startswith("-") else value
 
 

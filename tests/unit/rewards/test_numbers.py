@@ -25,7 +25,9 @@ FORMS = {
     "1'234'567": 1234567, "1’234": 1234, "1_234": 1234, "12,34,567": 1234567,
     "1.234.567": 1234567, "1.234.567,8": "6172839/5", "1.234,5": "2469/2", "1 234,5": "2469/2",
     "1.234": "617/500", "1,5": None, "1234,567": None, "1,23,4": None, "1,2345": None,
-    r"1,\!234,\!567": 1234567,
+    r"1,\!234,\!567": 1234567, "10, 000": 10000, "0,500": None, "02,500": None, "(0,100)": None,
+    "(1,234)": None, "[1,234]": None, r"\{1,234\}": None, r"\left(1,234\right)": None,
+    "1٫5": None, "1٬234": None,
     # fractions and mixed numbers
     "3/4": "3/4", "3 / 4": "3/4", "1.5/2.5": "3/5", "-3/4": "-3/4", r"\frac{1}{2}": "1/2",
     r"\frac12": "1/2", r"\frac{1}2": "1/2", r"\frac1{2}": "1/2", r"\frac 1 2": "1/2",
@@ -34,6 +36,8 @@ FORMS = {
     r"\frac{2.5}{5}": "1/2", r"2\frac{1}{2}": "5/2", r"2\frac12": "5/2", r"-2\frac{1}{2}": "-5/2",
     r"2 \frac{1}{2}": "5/2", r"2\,\frac{1}{2}": "5/2", r"2\dfrac{1}{2}": "5/2", "2 1/2": "5/2",
     "-2 1/2": "-5/2", "2 and 1/2": "5/2", "½": "1/2", "2½": "5/2", "-¾": "-3/4", "3 ⅓": "10/3",
+    "1,234 1/2": "2469/2", r"1,234\frac{1}{2}": "2469/2", "1,234½": "2469/2", "1⁄2": "1/2",
+    "1∕2": "1/2", r"\frac123": None, r"\frac12\pi": None,
     "2 7/4": None, "10 000/4": 2500, "1/0": None, "0/5": 0, "1/2/3": None, r"\frac{1}{0}": None,
     r"\frac{\sqrt{3}}{2}": None, r"\frac{\pi}{2}": None, r"\frac{1}{\sqrt{2}}": None,
     r"\frac{\frac{1}{2}}{3}": None, r"\left(\frac{1}{2}\right)": "1/2",
@@ -43,9 +47,11 @@ FORMS = {
     "3·10⁵": 300000, r"3 \cdot 10^{-2}": "3/100", "3.2 × 10⁻¹": "8/25", "10^5": 100000,
     "10^{5}": 100000, "10**5": 100000, "10⁵": 100000, r"2^{10}": 1024, "-2^2": -4, "2^{1/2}": None,
     "2^x": None, r"2^{\pi}": None, "10^999999999": None, "1e999999999": None, "0^{-1}": None,
+    "1.e5": None, "1 e5": None,
     # currencies, percent, degrees, units
     "$5": 5, r"\$5": 5, "-$5": -5, "$-5": -5, r"-\$5": -5, "$5$": 5, "$$5$$": 5,
     "$1,234.50": "2469/2",
+    "US$5": 5, "-US$5": -5, r"A\$5": 5,
     "€5": 5, "5€": 5, "£5": 5, "¥5": 5, "5 USD": 5, "USD 5": 5, "Rs. 5": 5, "5 dollars": 5,
     "50%": 50, r"50\%": 50, r"25\,\%": 25, "50 percent": 50, "120°": 120, r"120^\circ": 120,
     r"120^{\circ}": 120, r"120\degree": 120, "20°C": 20, r"20^\circ\text{C}": 20,
@@ -53,6 +59,10 @@ FORMS = {
     r"5\text{ m}/\text{s}": 5, "5 m/s": 5, "5 km/h": 5, "5/hour": 5, "5 m": 5, "5m^3": 5, "5 s": 5,
     "5th": 5, "5-year": 5, r"10 \text{ inches}": 10, r"5\;\text{units}^{3}": 5, "5'": 5,
     "3 million": 3000000, "2.5 billion": 2500000000, "5 thousand": 5000,
+    "3 Million": 3000000, "3 millions": 3000000, "$3 million": 3000000, "3 hundred": 300,
+    "3 lakh": 300000, "3 crore": 30000000, "3 dozen": 3, "3K": None, "3k": None, "$3M": None,
+    r"5^{\text{th}}": 5, "5^{th}": 5, "5^th": 5,
+    "5°30'": None, r"5^\circ 30'": None, "5° 30' 10\"": None, "5' 6\"": None,
     # what stands around it
     "x = 5": 5, "x=-5": -5, r"x \approx 5": 5, "≈ 5": 5, r"\text{5}": 5, r"\mathbf{5}": 5,
     r"\boldsymbol{-5}": -5, "**5**": 5, "*5*": 5, "__5__": 5, r"\(5\)": 5, r"\[5\]": 5, "{5}": 5,
@@ -61,7 +71,8 @@ FORMS = {
     # not a number, or not only one
     "": None, "none": None, "x": None, "10-3": None, "2 + 3": None, "2 * 3": None,
     r"2 \cdot 3": None, r"2\times 3": None, "2 - 3": None, "5x": None, "5 x": None, "x5": None,
-    "x_5": None, "2x + 5": None,
+    "x_5": None, "2x + 5": None, "x^2 + 5": None, "x^2 - 5": None, "x^2 -5": None,
+    "x^2 * 5": None, r"x^{2}/5": None, "f^{-1}(5)": None,
     r"2\pi": None, "2π": None, r"\sqrt{5}": None, r"\sqrt 5": None, r"\sqrt13": None, "√5": None,
     r"5\sqrt{2}": None, r"\sqrt[3]{8}": None, r"0.\overline{3}": None, r"0.\dot3": None,
     "0.333...": None,
@@ -70,6 +81,9 @@ FORMS = {
     "5-7": None, "2024-01-05": None, "1.5.2": None, "x > 5": None, r"x \le 5": None, "±5": None,
     r"\pm 5": None, "3i": None, "2+3i": None, "5/x": None, "\N{ARABIC-INDIC DIGIT THREE}": None,
     "５": None, "1e": None, "5÷2": None,
+    "|5|": None, "|-5|": None, r"\left| -5 \right|": None, "+-5": None, "- -5": None,
+    "\N{EM DASH}5": None, "minus 5": None, "negative 5": None, r"\text{negative }5": None,
+    "0.3\N{COMBINING OVERLINE}": None,
 }  # fmt: skip
 
 # Of several numbers a text ends with the last one, and a box that holds them holds none.
@@ -79,6 +93,17 @@ SEVERAL = {
     "5 in 2024": 2024,
     "at 5 he paid $3.": 3, "It is 5 \N{EM DASH} or 6": 6,
 }  # fmt: skip
+
+
+# Equations that are not solved for one value.
+EQUATIONS = [
+    "2x = 10", "-x = 5", "x^2 = 25", "25 = x^2", "x² = 25", "x + y = 5", "5x - 7y + 4 = 0",
+    "x - 3 = 5",
+    r"\frac{x}{2} = 3", r"\sqrt{x} = 3", "x/2 = 3", "2 x = 10", "3xy = 6", "x^n = 5", "2(x) = 10",
+    "10 = 2x", "|x - 1| = 5",
+    "x = 5, y = 6", r"x = 5 \text{ or } x = 6", r"n=5\text{ and }n=6", "x = 5; y = 6",
+    "a = 1, b = 2, c = 3",
+]  # fmt: skip
 
 
 def _fraction(value) -> Fraction | None:
@@ -108,6 +133,25 @@ def test_a_form_as_answer_and_as_gold(form, value):
 def test_of_several_the_last_and_in_a_box_none(text, value):
     assert last_number(text) == _fraction(value)
     assert only_number(text) == (_fraction(value) if text.endswith(("= 18", "A4.")) else None)
+
+
+@pytest.mark.parametrize("text", EQUATIONS)
+def test_an_equation_is_no_number(text):
+    assert only_number(text) is None
+
+
+@pytest.mark.parametrize(
+    "side",
+    ["x", "f(5)", "f(x, y)", "x_1", "a_{10}", r"\theta", r"\text{Total cost}", "Area of ABC", "",
+     "1,234/2", "600 + 17", r"x = \frac{1234}{2}", "The y-intercept", r"m\angle ABC", "P(A)",
+     r"\sin \theta", "n!"],
+)  # fmt: skip
+def test_what_is_said_to_be_equal_to_a_number_names_or_calculates_it(side):
+    assert only_number(f"{side} = 617") == 617
+
+
+def test_a_box_longer_than_anyone_reads_is_not_read_from_its_end():
+    assert only_number("3 + " + " " * 30_000 + "5") is None
 
 
 def test_an_exclamation_mark_is_a_factorial_in_a_box_alone():
@@ -150,6 +194,8 @@ def _write(rng: random.Random, value: Fraction) -> str:
         ("", r"^\circ"), ("", "."), ("", r" \text{ apples}"), ("", r"\,\mathrm{m}"), ("{", "}"),
         (r"\left(", r"\right)"), ("**", "**"),
     ])  # fmt: skip
+    if "(" in before and "," in digits:  # (1,234) is two numbers as well as one
+        before, behind = "", ""
     if before in ("$", r"\$", "€"):
         return rng.choice([f"{sign}{before}{digits}", f"{before}{sign}{digits}"])
     return f"{before}{sign}{digits}{behind}"
@@ -182,7 +228,8 @@ UNITS = [
     "{", "}", r"\boxed{", "1", "1,", "111,", "1 111 ", "-", "1/", "1e", ".", "\\", r"\frac{1}{",
     r"\frac", r"\text{", "\\text{a} ", "^", "^{", "1^", "*", "1*", "$", " ", "1.", "111.", "_",
     "1_", "½", "⁵", "=", "1=", "~", "\\,", r"\left", "and ", "1 and ", "a", "(", "- ", ",\\!",
-    "1x10^", r"\sqrt[", r"\sqrt{",
+    "1x10^", r"\sqrt[", r"\sqrt{", "=1,a", "1 \\", "|1", "1° ", "minus ", "1' ", "1,000 1/2 ",
+    "US$",
 ]  # fmt: skip
 
 
