@@ -29,7 +29,7 @@ from softgrpo.rewards.sandbox import (
 
 _HARNESS = Path(__file__).with_name("code_harness.py")
 _FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<ticks>`{3,}+|~{3,}+)(?P<tag>[^\n`]*+)\n?")
-_FUTURE = re.compile(r"^from __future__ import (?:\([^)]*\)|[^(\n]*)\n", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import (?:\([^()]*\)|[^(\n]*)\n", re.MULTILINE)
 _PYTHON_TAGS = {"", "python", "python3", "py"}
 
 

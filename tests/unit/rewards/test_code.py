@@ -92,18 +92,19 @@ def test_the_last_block_that_defines_the_function_is_preferred() -> None:
 
 
 def test_extraction_is_linear() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for text in (
         "```" + " " * 10**6 + "`",
         "`" * 10**6,
         "```\n" * 10**5,
         " " * 10**6,
         "\n" * 10**6,
+        "def total(): pass\n" + "from __future__ import (\n" * (2 * 10**4),
     ):
         last_block(text + "x", "f")
         humaneval_program(text, PROMPT, "total")
         mbpp_program(text, ["f"])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
