@@ -41,14 +41,14 @@ def _is_complete(checkpoint: Path) -> bool:
     except FileNotFoundError as error:
         # Earlier there was no list, and the trainer's state was the last thing to be written.
         return error.filename == str(checkpoint / _LIST) and _looks_complete(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 def _looks_complete(checkpoint: Path) -> bool:
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     needed = (
         "*model*.safetensors", "rollouts_*.safetensors", "optimizer*", "scheduler.pt", "rng_state*"

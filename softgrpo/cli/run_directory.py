@@ -92,7 +92,7 @@ class RunDirectory:
         """Whether a run has written what lies here: versions first, which name the program."""
         try:
             versions = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(versions, dict) and {"softgrpo", "command"} <= versions.keys()
 

@@ -207,7 +207,10 @@ def _to_record(line: bytes) -> Record | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     # Exactly: a bool is an int to isinstance, and JSON's NaN a float.
-    is_right = all(type(x) in _TYPES[name] for name, x in found.items())
+    is_right = all(
+        type(x) in _TYPES[name] and (not isinstance(x, int) or abs(x) < 2**64)
+        for name, x in found.items()
+    )
     return Record(**found) if is_right else None
 
 

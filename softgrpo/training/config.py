@@ -220,6 +220,8 @@ class SofTGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         self.is_checkpointing_auto = self.gradient_checkpointing == "auto"
         self.gradient_checkpointing = _is_checkpointing(self.gradient_checkpointing)  # type: ignore[assignment]
+        if self.num_generations is None:
+            raise ValueError("num_generations: must have a value, of 2 or more")
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
