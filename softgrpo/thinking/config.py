@@ -120,7 +120,7 @@ class ThinkingConfig:
         for prefix in ("", "answer_"):
             self._check_sampling(prefix)
         # Below, scores over tau leave the range of float32.
-        least = ">= 1e-30 (the paper: 0.1)"
+        least = "> 0, and no less than 1e-30 (the paper: 0.1)"
         _require("tau", _all(self.tau, lambda x: x >= 1e-30), self.tau, least)
         _require("alpha", self.alpha > 0, self.alpha, "> 0")
         _require("sigma", self.sigma > 0, self.sigma, "> 0")

