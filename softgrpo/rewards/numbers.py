@@ -237,27 +237,37 @@ def _value(text: str, span: re.Match[str]) -> Fraction | None:
     if top is None or not bottom:
         return None
     value = top / bottom
+    power, ten = _exponent(span["power"]), _exponent(span["ten"])
+    if power is None or ten is None:
+        return None
     if span["power"]:
-        if span["bottom"] or abs(int(span["power"])) * len(span["top"]) > _MAX_DIGITS or not top:
+        if span["bottom"] or abs(power) * len(span["top"]) > _MAX_DIGITS or not top:
             return None
-        value = top ** int(span["power"])
+        value = top**power
     if span["whole"]:
         whole = _read(span["whole"])
         if not top < bottom or whole is None:
             return None
         value += whole
-    exponent = int(span["ten"] or 0) if len(span["ten"] or "") < 6 else _MAX_DIGITS + 1
-    if abs(exponent) > _MAX_DIGITS:
-        return None
-    value *= Fraction(10) ** (exponent + _SCALES.get((span["scale"] or "").lower(), 0))
+    value *= Fraction(10) ** (ten + _SCALES.get((span["scale"] or "").lower(), 0))
     return -value if sign.startswith("-") else value
 
 
 def _read(digits: str) -> Fraction | None:
     """What `_UNSIGNED` matches."""
-    mantissa, _, exponent = digits.lower().partition("e")
-    if len(mantissa) > _MAX_DIGITS or len(exponent) > 5 or abs(int(exponent or 0)) > _MAX_DIGITS:
+    mantissa, _, written_exponent = digits.lower().partition("e")
+    exponent = _exponent(written_exponent)
+    if len(mantissa) > _MAX_DIGITS or exponent is None:
         return None
     if re.fullmatch(r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:[. ]\d{3})+,\d+", mantissa):
         mantissa = re.sub("[. ]", "", mantissa).replace(",", ".")
-    return Fraction(re.sub("[ ,'’_]", "", mantissa)) * Fraction(10) ** int(exponent or 0)
+    return Fraction(re.sub("[ ,'’_]", "", mantissa)) * Fraction(10) ** exponent
+
+
+def _exponent(digits: str | None) -> int | None:
+    """An exponent, 0 where none is written; None where it is more than anyone needs.
+
+    Python itself reads no number of more than 4,300 digits.
+    """
+    value = int(digits or 0) if len(digits or "") < 6 else _MAX_DIGITS + 1
+    return value if abs(value) <= _MAX_DIGITS else None

@@ -234,6 +234,14 @@ UNITS = [
 
 
 @pytest.mark.parametrize("read", [last_number, only_number])
+@pytest.mark.parametrize(
+    "form", ["10^{}", "10^-{}", "2^{{{}}}", "3 x 10^{}", "1e{}", "5/{}", "{} 1/2", "{}", "1.5^{}"]
+)
+def test_more_digits_than_python_reads_are_no_number(form, read):
+    assert read(form.format("9" * 5000)) is None
+
+
+@pytest.mark.parametrize("read", [last_number, only_number])
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 def test_hostile_text_takes_little_time(unit, read):
     for text in (unit * (100_000 // len(unit)), unit * 3000 + "5", "5" + unit * 3000):
