@@ -17,7 +17,7 @@ from softgrpo.cli.recipe import RunConfig, unknown_field
 from softgrpo.training import SofTGRPOConfig
 
 _SECRETS = {"hub_token"}
-_SCALARS = {"int", "float", "string_to_bool"}
+_ONE_VALUE = {int, float, str, bool}
 _TYPES = {
     name: set(typing.get_args(kind) or (kind,))
     for config in (RunConfig, SofTGRPOConfig)
@@ -67,7 +67,7 @@ def parse(
 def _as_default(name: str, value: Any, action: Any) -> Any:
     """A YAML value as argparse takes a default: text is converted by the field's type."""
     if value is None:
-        if _TYPES[name] <= {int, float, str, bool}:
+        if _TYPES[name] <= _ONE_VALUE:
             raise ValueError(f"{name}: must have a value; leave the field out for its default")
         return None
     if action.nargs == "+":
@@ -76,9 +76,8 @@ def _as_default(name: str, value: Any, action: Any) -> Any:
             return [action.type(item) for item in items]
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}={value!r}: {error}") from error
-    is_scalar = getattr(action.type, "__name__", "") in _SCALARS
     if isinstance(value, (list, dict)):
-        if is_scalar or _TYPES[name] <= {int, float, str, bool, type(None)}:
+        if _TYPES[name] <= {*_ONE_VALUE, type(None)}:
             raise ValueError(f"{name}={value!r}: must be one value")
         return value
     # So that a number in quotes and a text in a number's place meet the same check.

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from softgrpo.checkpoints import complete_checkpoints
+from softgrpo.cli.recipe import read_yaml
 from softgrpo.files import entries, write_json, write_whole
 
 # What a run writes: files, folders in which each file is known by its name, folders of its own.
@@ -98,12 +99,13 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run leaves, and nothing else; what tells it from others goes last."""
-        for folder, patterns in _KNOWN.items():
-            for pattern in patterns:
-                for path in (self.path / folder).glob(pattern):
+        for name, patterns in _KNOWN.items():
+            folder = self.path / name
+            for pattern in () if folder.is_symlink() else patterns:
+                for path in folder.glob(pattern):
                     _delete(path)
-            if (self.path / folder).is_dir() and not any((self.path / folder).iterdir()):
-                _delete(self.path / folder)
+            if folder.is_symlink() or folder.is_dir() and not any(folder.iterdir()):
+                _delete(folder)
         for pattern in _OWN:
             for path in self.path.glob(pattern):
                 if path.name in _OWN or path.name.removeprefix("checkpoint-").isdigit():
@@ -122,7 +124,7 @@ class RunDirectory:
     def write_config(self, values: dict[str, Any], command: str, seed: int) -> list[str]:
         """Save config and versions; returns how the config differs from the one that was there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        before = yaml.safe_load(self.config.read_text()) if self.config.exists() else values
+        before = read_yaml(str(self.config)) if self.config.exists() else values
         versions = {name: _version(name) for name in _PACKAGES}
         write_json(
             self.path / "versions.json",

@@ -8,10 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from softgrpo.cli.problems import prompt_format
-from softgrpo.cli.recipe import RunConfig
+from softgrpo.cli.recipe import RunConfig, read_yaml
 from softgrpo.tasks import PromptFormat
 from softgrpo.thinking import ThinkingConfig
 
@@ -68,7 +66,7 @@ def read_style(model: str, given: Mapping[str, Any]) -> Style:
     recipe = next((path for path in recipes if path.is_file()), None)
     if recipe is None:
         return Style(ThinkingConfig(**given), PromptFormat(separator=""))
-    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values = read_yaml(str(recipe))
     thinking = {f.name: values[f.name] for f in fields(ThinkingConfig) if f.name in values}
     if thinking.get("min_p") is None:
         thinking["min_p"] = 0.0  # TRL's own default is None

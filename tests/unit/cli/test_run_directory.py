@@ -80,6 +80,22 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
     assert (elsewhere / "weights.bin").read_text() == "w"
 
 
+@pytest.mark.parametrize(
+    "name", ["evaluation", "samples", "model", "checkpoint-3", "metrics.jsonl"]
+)
+def test_what_a_link_leads_to_is_not_the_run_s(tmp_path, name):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    directory = _run(run)
+    elsewhere.mkdir()
+    files = ["before-soft.jsonl", "step-1.jsonl", "summary.json", "config.json"]
+    for file in files:
+        (elsewhere / file).write_text("x")
+    (run / name).symlink_to(elsewhere / "config.json" if "." in name else elsewhere)
+    directory.clear()
+    assert list(run.iterdir()) == []
+    assert sorted(path.name for path in elsewhere.iterdir()) == sorted(files)
+
+
 def test_the_last_complete_checkpoint(tmp_path):
     for step in (2, 10, 12, 14):
         _checkpoint(tmp_path, step)
