@@ -38,25 +38,5 @@ def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / _LIST).read_text())["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except FileNotFoundError as error:
-        # Earlier there was no list, and the trainer's state was the last thing to be written.
-        return error.filename == str(checkpoint / _LIST) and _looks_complete(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-
-
-def _looks_complete(checkpoint: Path) -> bool:
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return False
-    needed = (
-        "*model*.safetensors", "rollouts_*.safetensors", "optimizer*", "scheduler.pt", "rng_state*"
-    )  # fmt: skip
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    return (
-        isinstance(state, dict)
-        and isinstance(state.get("global_step"), int)
-        and all(any(checkpoint.glob(pattern)) for pattern in needed)
-        and all(path.stat().st_size for path in files)
-    )

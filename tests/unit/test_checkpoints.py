@@ -40,25 +40,14 @@ def test_a_sealed_checkpoint_is_whole_and_every_file_is_needed(tmp_path):
         content = path.read_bytes()
         for damage in (content[: len(content) // 2], b"", None):
             path.unlink() if damage is None else path.write_bytes(damage)
-            # Without its list, this is a checkpoint of before there were lists.
-            assert _is_complete(folder) == (path.name == "complete.json" and damage is None)
+            assert not _is_complete(folder)
         path.write_bytes(content)
     assert _is_complete(folder)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_one_without_a_list_is_whole_where_nothing_is_missing_or_empty(tmp_path, name):
-    folder = _checkpoint(tmp_path)
-    assert _is_complete(folder)
-    (folder / name).write_bytes(b"")
-    assert not _is_complete(folder)
-    (folder / name).unlink()
-    assert not _is_complete(folder)
-
-
-@pytest.mark.parametrize("state", [b"{}", b"[]", b"null", b'{"global_step": "x"}', b"\x00\x00"])
-def test_a_state_without_a_step_is_none(tmp_path, state):
-    assert not _is_complete(_checkpoint(tmp_path, **{"trainer_state.json": state}))
+def test_one_without_a_list_is_none(tmp_path):
+    """All its files are there, and a power loss may have left the inner half of one."""
+    assert not _is_complete(_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": 3}', '{"files": {"a": "b"}}', "\0"])
