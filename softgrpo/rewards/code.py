@@ -13,11 +13,11 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from softgrpo.rewards.sandbox import (
     Limits,
@@ -106,6 +106,7 @@ def verify_humaneval(
     Raises:
         ValueError: The problem's tests cannot be run, whatever the solution.
         SandboxUnavailable: This machine cannot sandbox it.
+        OSError: It has no memory, process or file left for it: the solution is not judged.
     """
     entry_point = gold["entry_point"]
     return judge_solution(
@@ -133,6 +134,7 @@ def verify_mbpp(
     Raises:
         ValueError: The problem's tests cannot be run, whatever the solution.
         SandboxUnavailable: This machine cannot sandbox it.
+        OSError: It has no memory, process or file left for it: the solution is not judged.
     """
     names = _tested_names(gold["code"], gold["test_list"])
     return judge_solution(
@@ -164,38 +166,34 @@ def judge_solution(
     Raises:
         ValueError: The setup or the tests cannot be run, whatever the program.
         SandboxUnavailable: This machine cannot sandbox it.
+        OSError: It has no memory, process or file left for it: the solution is not judged.
     """
     harness = compiled(_HARNESS)
     token = secrets.token_hex(16)
-    requests, replies = os.pipe(), os.pipe()
-    with _closing(requests[1], replies[0]):
-        with _closing(requests[0], replies[1]):  # the solution's alone, so that its end is seen
-            served = SandboxedProgram(
-                harness,
-                limits=limits,
-                call=("serve", (program, requests[0], replies[1])),
-                fds=(requests[0], replies[1]),
-            )
+    with ExitStack() as files:
+        requests, to_solution = _pipe(files)
+        from_solution, replies = _pipe(files)
+        served = SandboxedProgram(
+            harness,
+            limits=limits,
+            call=("serve", (program, requests.fileno(), replies.fileno())),
+            fds=(requests.fileno(), replies.fileno()),
+        )
         with served:
-            arguments = (token, setup, list(tests), list(names), requests[1], replies[0])
-            trial = run_python(
-                harness,
-                limits=limits,
-                call=("try_solution", arguments),
-                fds=(requests[1], replies[0]),
-            )
+            requests.close()  # the solution's alone, so that its end is seen
+            replies.close()
+            ours = (to_solution.fileno(), from_solution.fileno())
+            arguments = (token, setup, list(tests), list(names), *ours)
+            trial = run_python(harness, limits=limits, call=("try_solution", arguments), fds=ours)
             served.stop()
             served.result()  # raises where it could not be sandboxed
     return _read_verdict(trial, token)
 
 
-@contextmanager
-def _closing(*fds: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for fd in fds:
-            os.close(fd)
+def _pipe(files: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """Its reading and its writing end."""
+    read, write = os.pipe()
+    return files.enter_context(open(read, "rb")), files.enter_context(open(write, "wb"))
 
 
 def _read_verdict(result: SandboxResult, token: str) -> CodeVerdict:

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,11 @@ class Judgement:
 
 
 def judge(name: str, text: str, gold: str, think_end: Sequence[str]) -> Judgement:
-    """Judge a completion by a key of `VERIFIERS`; one that never ends its thinking is wrong."""
+    """Judge a completion by a key of `VERIFIERS`; one that never ends its thinking is wrong.
+
+    Raises:
+        OSError: The machine has no memory, process or file left to judge with.
+    """
     part = answer_part(text, think_end)
     if part is None:
         return Judgement(False, None)
@@ -139,7 +144,7 @@ class Reward:
 
         Returns:
             1.0 or 0.0; 0.0 where the thinking was never closed; None where the gold answer is not
-            of the verdict's kind.
+            of the verdict's kind, or the machine has no memory, process or file left to judge with.
         """
         texts = map(completion_text, completions)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:  # they wait for the verifiers' processes
@@ -147,7 +152,11 @@ class Reward:
 
     def _judge(self, text: str, gold: str) -> float | None:
         part = answer_part(text, self.think_end)
-        return 0.0 if part is None else VERIFIERS[self.name].verdict(part, gold)
+        try:
+            return 0.0 if part is None else VERIFIERS[self.name].verdict(part, gold)
+        except OSError as error:
+            warnings.warn(f"reward {self.name!r}: not judged: {error}", stacklevel=2)
+            return None
 
 
 def load_reward(spec: str, *, think_end: Sequence[str]) -> CheckedReward | CheckedAsyncReward:

@@ -9,7 +9,7 @@ no other process. Linux only, for root and for ordinary users; every layer is th
 - the end: what the program started lives in its process namespace, and the kernel ends a namespace
   with its first process, however its members daemonise, ignore signals or fork;
 - no privileges: root becomes nobody, all capabilities are dropped and cannot come back, and a
-  system call filter refuses sockets of every family, tracing, keyrings and new namespaces;
+  system call filter refuses sockets of every family, locks, tracing, keyrings and new namespaces;
 - limits: processor time, wall time, memory, processes, open files, file sizes, disk and output.
 
 A layer that this machine refuses is not left out: `SandboxUnavailable` names it. Who runs in a
@@ -24,13 +24,15 @@ user and not for the sandbox, so there a program may be refused the processes it
 
 import marshal
 import os
+import secrets
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -108,7 +110,7 @@ class SandboxedProgram:
         call: tuple[str, tuple[Any, ...]] | None = None,
         fds: Sequence[int] = (),
     ) -> None:
-        """Starts it; for the arguments see `run_python`."""
+        """Starts it; for the arguments and errors see `run_python`."""
         limits = limits or Limits()
         self._limits = limits
         self._started = time.monotonic()
@@ -142,8 +144,10 @@ class SandboxedProgram:
                 pass_fds=[*fds, *outputs],
                 start_new_session=True,  # Ctrl-C is for the parent to handle
             )
-        except BaseException:
+        except BaseException as error:
             self._resources.close()
+            if isinstance(error, OSError):
+                raise OSError(f"cannot start a sandbox at the moment: {error}") from error
             raise
 
     def result(self) -> SandboxResult:
@@ -151,6 +155,7 @@ class SandboxedProgram:
 
         Raises:
             SandboxUnavailable: The sandbox could not be built, so the program was not run.
+            OSError: Nor was it, as the machine has no memory, process or file left for it.
         """
         report, errors = self._wait(self._limits.wall_seconds + _GRACE)
         seconds = time.monotonic() - self._started
@@ -158,6 +163,8 @@ class SandboxedProgram:
             report = "stopped"
         # The first line counts: the supervisor reports the end of what refused, too.
         kind, _, detail = report.partition("\n")[0].partition(" ")
+        if kind == "exhausted":
+            raise OSError(f"cannot start a sandbox at the moment: {detail}")
         if kind == "refused":
             raise SandboxUnavailable(
                 f"cannot sandbox untrusted code on this machine: {detail}. In a container that may "
@@ -207,14 +214,16 @@ class SandboxedProgram:
         return self._report
 
     def _open_file(self) -> IO[bytes]:
-        return self._resources.enter_context(tempfile.TemporaryFile())
+        # In memory: on a disk that is full, a right program would print nothing and be wrong.
+        return self._resources.enter_context(open(os.memfd_create("softgrpo"), "w+b"))
 
     def _open(self, path: str) -> IO[bytes]:
         return self._resources.enter_context(open(path, "rb"))
 
     def _make_directory(self) -> str:
-        directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        return self._resources.enter_context(directory)
+        directory = tempfile.mkdtemp()
+        self._resources.callback(_remove, directory)
+        return directory
 
     def _read(self, file: IO[bytes]) -> str:
         return file.read(self._limits.file_bytes).decode("utf-8", "replace")
@@ -238,6 +247,7 @@ def run_python(
 
     Raises:
         SandboxUnavailable: The sandbox could not be built, so the program was not run.
+        OSError: Nor was it, as the machine has no memory, process or file left for it.
     """
     with SandboxedProgram(program, limits=limits, call=call, fds=fds) as running:
         return running.result()
@@ -247,6 +257,31 @@ def run_python(
 def compiled(path: Path) -> CodeType:
     """A trusted program that is run many times, compiled once."""
     return compile(path.read_bytes(), path.name, "exec")
+
+
+def _remove(directory: str) -> None:
+    """Deletes what a program left in a folder, and the folder; all its processes are gone.
+
+    Every folder inside is emptied into the outermost and deleted: programs leave trees deeper than
+    Python's stack and than a path may be long, and folders that nobody may enter.
+    """
+    with suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(directory).st_mode):
+            os.unlink(directory)  # a link in its place: what it leads to is somebody else's
+            return
+        os.chmod(directory, 0o700)
+        while entries := list(os.scandir(directory)):
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                for inner in list(os.scandir(entry.path)):
+                    if inner.is_dir(follow_symlinks=False):
+                        os.chmod(inner.path, 0o700)
+                    os.rename(inner.path, os.path.join(directory, secrets.token_hex(16)))
+                os.rmdir(entry.path)
+        os.rmdir(directory)
 
 
 def _isolated() -> bool:

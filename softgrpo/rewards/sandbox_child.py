@@ -25,6 +25,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing is a good part of a start
+    from collections.abc import Sequence
     from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -48,21 +49,39 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP = 1, 4, 22
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 
 _NOBODY = 65534
+_SIGNALS = 64  # that wait, timers included: they are counted for the user
 # On every architecture, like all newer system calls.
 _IO_URING_SETUP, _CLONE3, _PIDFD_GETFD, _MOUNT_SETATTR = 425, 435, 438, 442
 
 # Refused to the program, beyond what it has no privilege for. Sockets: a network namespace does not
 # hold AF_VSOCK, which reaches the host of a virtual machine; io_uring opens sockets too. Tracing
 # reaches the first process. Keyrings belong to no namespace. memfd and System V IPC keep memory
-# that no limit counts. The rest is where kernels have been broken out of.
+# that no limit counts. Watches of files are counted for the user, outside too. The system's
+# libraries are the files that others use: who locks one, waits for none of them. syslog reads the
+# kernel's log. The rest is where kernels have been broken out of.
+# Refused of fcntl: locks and leases, of files as of their parts, watches of folders, and pipes of
+# more than their usual size, which the kernel counts for the user (F_SETLK, F_SETLKW, their 64-bit
+# and F_OFD_ forms, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ).
+_FCNTL_REFUSED = (6, 7, 13, 14, 37, 38, 1024, 1026, 1031)
+# Of the types of a pair of sockets all but SOCK_STREAM have one of these bits; a datagram socket
+# sends to any path, connected or not.
+_NOT_STREAM = 0xE
+
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "x86_64": {
         "audit": 0xC000003E,
         "pivot_root": 155,
         "capset": 126,
         "clone": 56,
+        "fcntl": 72,
+        "socketpair": 53,
         "refused": {
             "socket": 41,
+            "inotify_init": 253,
+            "inotify_init1": 294,
+            "fanotify_init": 300,
+            "flock": 73,
+            "syslog": 103,
             "ptrace": 101,
             "process_vm_readv": 310,
             "process_vm_writev": 311,
@@ -88,8 +107,14 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
         "pivot_root": 41,
         "capset": 91,
         "clone": 220,
+        "fcntl": 25,
+        "socketpair": 199,
         "refused": {
             "socket": 198,
+            "inotify_init1": 26,
+            "fanotify_init": 262,
+            "flock": 32,
+            "syslog": 116,
             "ptrace": 117,
             "process_vm_readv": 270,
             "process_vm_writev": 271,
@@ -113,14 +138,21 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+# The machine has none left at the moment.
+_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
 class _Missing(Exception):
     """The machine does not do what the sandbox is built of."""
 
 
 def _need(what: str, result: int) -> None:
     """Raises where a call of the C library failed; `what` says what for."""
+    number = ctypes.get_errno()
+    if result == -1 and number in _EXHAUSTED:
+        raise OSError(number, f"{what}: {os.strerror(number)}")
     if result == -1:
-        raise _Missing(f"{what}: {os.strerror(ctypes.get_errno())}")
+        raise _Missing(f"{what}: {os.strerror(number)}")
 
 
 def _syscall(number: int, *arguments: Any) -> int:
@@ -221,25 +253,42 @@ def _drop_privileges(capset: int) -> None:
     _need("no new privileges", _prctl(_PR_SET_NO_NEW_PRIVS, 1))
 
 
-def _filter_system_calls(audit: int, clone: int, refused: list[int]) -> None:
+def _filter_system_calls(machine: dict[str, Any]) -> None:
     """Refuses some system calls with EPERM, and ends a process that calls as another machine."""
     load, equal, at_least, any_bit, back = 0x20, 0x15, 0x35, 0x45, 0x06
-    end = len(refused) + 6  # where EPERM is, seen from the first of the refused
+    allowed, refused = (back, 0, 0, 0x7FFF0000), (back, 0, 0, 0x00050000 | errno.EPERM)
+
+    def refuse(number: int) -> list[tuple[int, int, int, int]]:
+        return [(equal, 0, 1, number), refused]
+
+    def refuse_where(
+        number: int, argument: int, test: int, values: Sequence[int]
+    ) -> list[tuple[int, int, int, int]]:
+        """Of one system call those whose argument, as 32 bits, passes one of some tests."""
+        tests = [(test, len(values) - index, 0, value) for index, value in enumerate(values)]
+        return [
+            (equal, 0, len(tests) + 3, number),
+            (load, 0, 0, 16 + 8 * argument),
+            *tests,
+            allowed,
+            refused,
+        ]
+
     code = [
         (load, 0, 0, 4),
-        (equal, 1, 0, audit),
+        (equal, 1, 0, machine["audit"]),
         (back, 0, 0, 0x80000000),
         (load, 0, 0, 0),
-        (at_least, end, 0, 0x40000000),  # x32 numbers the same calls anew
-        *((equal, end - 1 - index, 0, number) for index, number in enumerate(refused)),
+        (at_least, 0, 1, 0x40000000),  # x32 numbers the same calls anew
+        refused,
+        *(row for number in machine["refused"].values() for row in refuse(number)),
         # What clone3 is to do cannot be seen from here. The C library falls back on clone.
         (equal, 0, 1, _CLONE3),
         (back, 0, 0, 0x00050000 | errno.ENOSYS),
-        (equal, 0, 2, clone),
-        (load, 0, 0, 16),
-        (any_bit, 1, 0, _CLONE_NEWUSER),
-        (back, 0, 0, 0x7FFF0000),
-        (back, 0, 0, 0x00050000 | errno.EPERM),
+        *refuse_where(machine["clone"], 0, any_bit, [_CLONE_NEWUSER]),
+        *refuse_where(machine["fcntl"], 1, equal, _FCNTL_REFUSED),
+        *refuse_where(machine["socketpair"], 1, any_bit, [_NOT_STREAM]),
+        allowed,
     ]
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in code))
     head = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(instructions)))
@@ -256,6 +305,7 @@ def _limit(limits: dict[str, Any], other_processes: int) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, _SIGNALS),
     ):
         hard = resource.getrlimit(what)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -290,7 +340,7 @@ def _confine(request: dict[str, Any], machine: dict[str, Any], proc: int, alive:
     # This process counts, and so does the supervisor where it shares the user namespace.
     _limit(request["limits"], other_processes=1 if root else 2)
     _drop_privileges(machine["capset"])
-    _filter_system_calls(machine["audit"], machine["clone"], list(machine["refused"].values()))
+    _filter_system_calls(machine)
 
 
 def _first_process(request: dict[str, Any], machine: dict[str, Any], proc: int, alive: int) -> None:
@@ -385,7 +435,9 @@ def _supervise(request: dict[str, Any], report: int) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             return
     except (_Missing, OSError, ValueError) as error:
-        os.write(report, f"refused {error}\n".encode())
+        exhausted = isinstance(error, OSError) and error.errno in _EXHAUSTED
+        kind = "exhausted" if exhausted else "refused"
+        os.write(report, f"{kind} {error}\n".encode())
         os._exit(1)
     ended = _watch(child, request["limits"]["wall_seconds"])
     if not isolated:

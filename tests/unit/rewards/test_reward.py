@@ -1,13 +1,14 @@
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from softgrpo.rewards import load_reward
+from softgrpo.rewards import judge, load_reward
 from softgrpo.rewards.reward import VERIFIERS
 
 MARKERS = ["</think>"]
@@ -63,6 +64,20 @@ def test_messages_and_the_columns_trl_adds() -> None:
 def test_gold_of_another_kind_gives_none() -> None:
     reward = load_reward("numeric", think_end=[])
     assert reward(prompts=["", ""], completions=["5", "5"], answer=["5", "red"]) == [1.0, None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+def test_what_the_machine_cannot_judge_is_neither_right_nor_wrong() -> None:
+    reward = load_reward("mbpp", think_end=[])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match="not judged: .*Too many open files"):
+            assert reward(prompts=[""], completions=[ANSWERS["mbpp"][0]], answer=[_MBPP]) == [None]
+        with pytest.raises(OSError, match="Too many open files"):
+            judge("mbpp", ANSWERS["mbpp"][0], _MBPP, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Hostile programs harm nothing, leave nothing and end within their limits."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -432,6 +434,62 @@ for act in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]
     assert printed(program) == ""
 
 
+SHARED_WITH_OTHERS = {
+    "a lock of a library": "fcntl.flock(library, fcntl.LOCK_EX)",
+    "a shared lock of a library": "fcntl.flock(library, fcntl.LOCK_SH)",
+    "a lock of a part of a library": "fcntl.lockf(library, fcntl.LOCK_SH)",
+    "a lock of an open file": "fcntl.fcntl(library, 37, struct.pack('hhqqi', 0, 0, 0, 0, 0))",
+    "a lease of a library": "fcntl.fcntl(library, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+    "a watch of a folder by signals": "fcntl.fcntl(folder, fcntl.F_NOTIFY, fcntl.DN_CREATE)",
+    "large pipes": "fcntl.fcntl(os.pipe()[0], 1031, 2**20)",
+    "watches of files": "call(LIBC.inotify_init())",
+    "watches of files, newly": "call(LIBC.inotify_init1(0))",
+    "watches of everything": "call(LIBC.fanotify_init(0x200, 0))",
+    "the kernel's log": "call(LIBC.klogctl(3, ctypes.create_string_buffer(99), 99))",
+    "a queue of messages": "call(LIBC.mq_open(b'/x', 0o102, 0o600, None))",
+    "locked memory": "call(LIBC.mlock(ctypes.create_string_buffer(9), 9))",
+    "a pair of sockets that send to paths": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "such a pair with flags": "socket.socketpair(socket.AF_UNIX, 2 | socket.SOCK_NONBLOCK)",
+    "a pair of packets": "socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)",
+    "a pair of the network": "socket.socketpair(socket.AF_INET)",
+}
+
+
+@pytest.mark.parametrize("what", SHARED_WITH_OTHERS)
+def test_what_others_use_too_is_left_alone(what: str) -> None:
+    program = f"""
+import ctypes, fcntl, os, socket, struct
+LIBC = ctypes.CDLL(None, use_errno=True)
+def call(result):
+    if result == -1: raise OSError(ctypes.get_errno(), "")
+library, folder = open(os.__file__, "rb"), os.open("/tmp", os.O_RDONLY)
+try: {SHARED_WITH_OTHERS[what]}
+except OSError: print("refused")
+"""
+    assert printed(program) == "refused\n"
+
+
+def test_timers_are_counted() -> None:
+    program = """
+import ctypes
+libc, made = ctypes.CDLL(None), 0
+while made < 1000 and libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) == 0: made += 1
+print(made)
+"""
+    assert int(printed(program)) <= 64
+
+
+def test_pairs_of_streams_work_as_asyncio_has_them() -> None:
+    program = """
+import socket
+one, other = socket.socketpair()
+one.setblocking(False)
+one.send(b"x")
+print(other.recv(1))
+"""
+    assert printed(program) == "b'x'\n"
+
+
 # ------------------------------------------------------------------------------- what stays behind
 
 
@@ -503,6 +561,37 @@ def test_programs_leave_no_open_file_and_no_temporary_one(tmp_path: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
+LEAVES = {
+    "nested folders": "for _ in range(3000): os.mkdir('x'); os.chdir('x')",
+    "folders that nobody may enter": "os.makedirs('a/b/c'); os.chmod('a/b', 0); os.chmod('a', 0)",
+    "its own closed": "os.mkdir('a'); os.chmod('.', 0)",
+    "links": "os.symlink('/', 'root'); os.symlink('x', 'x'); os.link(sys.argv[0], 'y')",
+    "names of no text": "os.mkdir(b'\\xff'); open(b'\\xff/\\xfe\\n', 'w').close()",
+    "long names": "for _ in range(20): os.mkdir('x' * 255); os.chdir('x' * 255)",
+    "pipes and a huge file of nothing": "os.mkfifo('f'); os.truncate(open('g', 'w').name, 2**20)",
+    "many files": "for i in range(5000): open(str(i), 'w').close()",
+    "none of it": "os.rmdir(os.getcwd())",
+    "a link in its place": "here = os.getcwd(); os.rmdir(here); os.symlink(HOME, here)",
+}
+
+
+@pytest.mark.parametrize("mode", ["full", "limits"])
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_a_programs_folder_is_deleted(
+    leaves: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, home = tmp_path / "temporary", tmp_path / "home"
+    temporary.mkdir()
+    home.mkdir()
+    (home / "file").write_text("the user's")
+    monkeypatch.setenv("SOFTGRPO_CODE_SANDBOX", mode)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    program = f"import os, sys\nHOME = {str(home)!r}\ntry:\n    exec({LEAVES[leaves]!r})"
+    run_to_nothing(f"{program}\nexcept OSError: pass")
+    assert os.listdir(temporary) == []
+    assert (home / "file").read_text() == "the user's"
+
+
 # ------------------------------------------------------------------------------- what it prints
 
 ODD_OUTPUT = {
@@ -518,7 +607,6 @@ for fd in (1, 2):
     try: fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)
     except OSError: pass
     os.lseek(fd, 7, 0)
-    fcntl.flock(fd, fcntl.LOCK_EX)
 """,
 }
 
@@ -559,6 +647,37 @@ def test_without_a_layer_nothing_runs(missing: str, monkeypatch: pytest.MonkeyPa
         run_python("import os; os.write(FD, b'it ran')".replace("FD", str(fd)), fds=[fd])
     assert missing in str(refusal.value)
     assert "SOFTGRPO_CODE_SANDBOX=limits" in str(refusal.value)
+
+
+def test_a_full_disk_changes_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert printed("open('x', 'w').write('y' * 9); print(open('x').read())") == "y" * 9 + "\n"
+
+
+def test_without_files_or_processes_it_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = os.dup(0)
+    os.close(first)
+    for more in range(99):  # whichever file it is that there is none left for
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first + more, limits[1]))
+        try:
+            run_python("print(1)")
+            break
+        except OSError as error:
+            assert "cannot start a sandbox at the moment" in str(error)  # noqa: PT017
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert more > 3
+    before = os.listdir("/proc/self/fd")
+    source = sandbox._CHILD.read_text()
+    for fork in ("child = os.fork()", "program = os.fork()"):
+        assert source.count(fork) == 1
+        failing = source.replace(fork, "raise BlockingIOError(errno.EAGAIN, 'no process left')")
+        code = compile(failing, "child", "exec")
+        monkeypatch.setattr(sandbox, "compiled", lambda path, code=code: code)
+        with pytest.raises(OSError, match="no process left"):
+            run_python("print(1)")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
