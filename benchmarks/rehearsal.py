@@ -3,7 +3,7 @@
     python benchmarks/rehearsal.py                         # every case, each in its own process
     python benchmarks/rehearsal.py --cases r1-lora-short   # one of them
 
-The models have the configurations of published ones and random weights in bfloat16, so nothing is
+The models have the configurations of published ones and random weights (--dtype), so nothing is
 downloaded and nothing is learnt: what is rehearsed are shapes, memory and the agreement of rollout
 and trainer. A GRPO group needs two samples, so the long case has one prompt with two, of which one
 at a time goes through the model. Prints a Markdown table and writes JSON; it takes half an hour and
@@ -54,12 +54,18 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tokens", type=int, help="completion tokens, in the place of the case's")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the weights; float32 where the processor's bfloat16 products take days",
+    )
     parser.add_argument("--json", default="rehearsal.json")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # the one case that this process runs
     options = parser.parse_args()
     if options.here:
         case = CASES[options.here] | ({"tokens": options.tokens} if options.tokens else {})
-        print(json.dumps(run(**case)))
+        print(json.dumps(run(dtype=getattr(torch, options.dtype), **case)))
         return
     columns = (
         "parameters", "trainable", "weights GiB", "gradients GiB", "optimizer GiB",
@@ -69,7 +75,7 @@ def main() -> None:
     results = {}
     for name in options.cases:
         tokens = ["--tokens", str(options.tokens)] if options.tokens else []
-        command = [sys.executable, __file__, "--here", name, *tokens]
+        command = [sys.executable, __file__, "--here", name, "--dtype", options.dtype, *tokens]
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         results[name] = json.loads(output.splitlines()[-1])
         print(f"| {name} | {' | '.join(str(results[name][c]) for c in columns)} |", flush=True)
@@ -77,7 +83,12 @@ def main() -> None:
 
 
 def run(
-    model: dict[str, Any], lora: bool, prompts: int, tokens: int, gradient_checkpointing: bool
+    model: dict[str, Any],
+    dtype: torch.dtype,
+    lora: bool,
+    prompts: int,
+    tokens: int,
+    gradient_checkpointing: bool,
 ) -> dict[str, Any]:
     """One update; sizes in GiB, times in seconds, log-density gaps in nats."""
     from datasets import Dataset
@@ -89,7 +100,7 @@ def run(
     torch.manual_seed(0)
     values = dict(model)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    causal_lm = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     tokenizer = _tokenizer(config.vocab_size)
     marks: dict[str, float] = {}
     questions = [
