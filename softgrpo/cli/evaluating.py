@@ -17,7 +17,7 @@ from softgrpo.rewards import (
     judge,
     load_reward,
 )
-from softgrpo.rewards.sandbox import SandboxUnavailable, run_python
+from softgrpo.sandbox import SandboxUnavailable, run_python
 from softgrpo.tasks import Problem, reward_columns
 from softgrpo.thinking import ThinkingConfig
 

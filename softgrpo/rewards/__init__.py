@@ -1,6 +1,6 @@
 """Rewards: where the answer is in a completion, and what it is worth.
 
-A leaf: imports no torch and nothing else of softgrpo.
+Imports no torch, and of softgrpo the sandbox alone.
 """
 
 from softgrpo.rewards.checked import (

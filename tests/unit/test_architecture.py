@@ -12,14 +12,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room -> the rooms it may import, itself aside. A module beside the rooms is a room.
 _METHOD = {"thinking", "replay", "rollout"}
-_LEAVES = {"rewards", "tasks", "reports", "lab", "planning", "models", "files", "checkpoints"}
+_LEAVES = {
+    "rewards", "sandbox", "tasks", "reports", "lab", "planning", "models", "files", "checkpoints",
+}  # fmt: skip
 MAY_IMPORT = {
     "thinking": set(),
     "replay": {"thinking"},
     "rollout": {"thinking", "replay"},
     "training": _METHOD | _LEAVES,
     "evaluation": _METHOD | _LEAVES,
-    "rewards": set(),
+    "rewards": {"sandbox"},
+    "sandbox": set(),
     "tasks": {"rewards"},
     "reports": set(),
     "lab": {"rewards", "tasks"},

@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from softgrpo.rewards import sandbox
-from softgrpo.rewards.sandbox import (
+from softgrpo.sandbox import (
     Limits,
     SandboxedProgram,
     SandboxResult,
     SandboxUnavailable,
     run_python,
+)
+from softgrpo.sandbox import (
+    program as sandbox,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
@@ -538,7 +540,7 @@ def test_an_interrupt_leaves_nothing() -> None:
 
 def test_a_killed_parent_leaves_nothing() -> None:
     script = """
-from softgrpo.rewards.sandbox import run_python
+from softgrpo.sandbox import run_python
 run_python("import os; os.fork(); print(flush=True); import time; time.sleep(99)", fds=[FD])
 """
     with lifeline() as fd:

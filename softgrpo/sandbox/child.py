@@ -1,6 +1,6 @@
-"""The program that confines itself and then runs untrusted Python: `sandbox.py` starts it.
+"""The program that confines itself and then runs untrusted Python: `program.py` starts it.
 
-Not imported by softgrpo, and imports nothing of it: `sandbox.py` hands it to a bare interpreter,
+Not imported by softgrpo, and imports nothing of it: `program.py` hands it to a bare interpreter,
 compiled, and has `run` called, so that it starts fast. Three processes come of it, so that none
 that judges can be reached by what is judged:
 
@@ -462,7 +462,7 @@ def run(request: dict[str, Any]) -> None:
     """Runs the program of a request in its sandbox; what it raises is raised here, in its process.
 
     Args:
-        request: What `sandbox.SandboxedProgram` sends.
+        request: What `program.SandboxedProgram` sends.
     """
     program, call = request["program"], request["call"]
     _become_program(request)

@@ -39,7 +39,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import IO, Any, Self
 
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+_CHILD = Path(__file__).with_name("child.py")
 _LOADER = (
     "import marshal, sys; code, request = marshal.load(sys.stdin.buffer); exec(code); run(request)"
 )

@@ -1,6 +1,6 @@
 """The programs that try a solution: it and its tests run in two sandboxes, and talk in plain data.
 
-Not imported by softgrpo: `code.py` sends this file into both sandboxes. `serve` runs the solution
+Not imported by softgrpo: `trial.py` sends this file into both sandboxes. `serve` runs the solution
 and serves calls of its functions. `try_solution` makes those calls and judges what comes back, so
 nothing that a solution does to its own interpreter reaches the verdict: it can choose its replies,
 and that is all.
