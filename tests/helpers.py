@@ -207,7 +207,7 @@ def replay_rollouts(
 ) -> tuple[Replayed, Tensor, Tensor]:
     """Replayed, the rollout's own log-densities, and the mask of generated steps."""
     ids, mask, trace, logps = batch_of(rollouts)
-    return replay(model, ids, mask, trace, config, objective), logps, trace.mask
+    return replay(model, ids, mask, trace, objective), logps, trace.mask
 
 
 def write_recipe(folder: Path, model: Path, /, **fields: object) -> str:

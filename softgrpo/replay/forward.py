@@ -20,7 +20,6 @@ from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.head import OutputHead
 from softgrpo.replay.logps import Replayed, replay_steps
 from softgrpo.replay.packing import pack
-from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.trace import SoftTrace
 
@@ -30,7 +29,6 @@ def replay(
     input_ids: Tensor,
     attention_mask: Tensor,
     trace: SoftTrace,
-    config: ThinkingConfig,
     objective: Objective,
     share_prompts: bool = False,
 ) -> Replayed:
@@ -41,8 +39,7 @@ def replay(
         input_ids: [B, P + T] int64: prompts left-padded, then reported tokens right-padded.
         attention_mask: [B, P + T], 1 at tokens.
         trace: The T recorded steps.
-        config: The rollout's settings.
-        objective: The density.
+        objective: The density, and the rollout's settings, which must be the trace's.
         share_prompts: One row without padding, in which what prompts have in common is computed
             once (see replay.packing). The same numbers.
 
@@ -50,7 +47,8 @@ def replay(
         Replayed with logps and entropies [B, T] in nats; 0 where attention_mask is 0.
     """
     num_steps = trace.num_steps
-    inputs = build_inputs_embeds(input_ids, trace, model.get_input_embeddings(), config)
+    embedding = model.get_input_embeddings()
+    inputs = build_inputs_embeds(input_ids, trace, embedding, objective.config)
     if torch.is_grad_enabled() and not inputs.requires_grad:
         # Reentrant gradient checkpointing drops a block none of whose inputs needs a gradient.
         inputs.requires_grad_(bool(getattr(model, "is_gradient_checkpointing", False)))
@@ -71,29 +69,15 @@ def replay(
             position_ids=position_ids(attention_mask),
             use_cache=False,
         ).last_hidden_state[:, -num_steps - 1 : -1][mask]
-    noise, embed = None, None
-    if trace.embedding_noise is not None:
-        noise, embed = trace.embedding_noise[mask], model.get_input_embeddings()
-    flat = replay_steps(
-        hidden,
-        OutputHead.of(model),
-        trace.ids[mask],
-        trace.scores[mask],
-        trace.support[mask],
-        trace.is_soft[mask],
-        objective,
-        noise,
-        embed,
-    )
+    embed = None if trace.embedding_noise is None else embedding
+    flat = replay_steps(hidden, OutputHead.of(model), trace.steps(mask), objective, embed)
     zeros = flat.logps.new_zeros(mask.shape)
     return Replayed(
         zeros.masked_scatter(mask, flat.logps), zeros.masked_scatter(mask, flat.entropies)
     )
 
 
-def add_replay(
-    model: Any, config: ThinkingConfig, objective: Objective, share_prompts: bool = False
-) -> None:
+def add_replay(model: Any, objective: Objective, share_prompts: bool = False) -> None:
     """Give a model's forward the keyword ``trace``; without it the forward is the original.
 
     ``model(input_ids=..., attention_mask=..., trace=trace)`` then returns Replayed's fields as a
@@ -106,7 +90,7 @@ def add_replay(
         if trace is None:
             return original(*args, **kwargs)
         batch = kwargs["input_ids"], kwargs["attention_mask"]
-        replayed = replay(self, *batch, trace, config, objective, share_prompts)
+        replayed = replay(self, *batch, trace, objective, share_prompts)
         # A dict: FSDP2 and DDP look into it for the tensors whose backward they must see.
         return replayed._asdict()
 

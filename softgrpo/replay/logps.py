@@ -8,7 +8,7 @@ So no [tokens, V] tensor ever exists at soft steps, nor a whole one anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from softgrpo.replay.tokens import token_logps, tokens_from_hidden
 from softgrpo.thinking import densities
 from softgrpo.thinking.densities import DensityName, Reduction
 from softgrpo.thinking.objective import Objective
+from softgrpo.thinking.trace import Steps
+
+Embed = Callable[[Tensor], Tensor]
 
 
 class Replayed(NamedTuple):
@@ -35,46 +38,28 @@ def logps_from_logits(
     support: Tensor,
     is_soft: Tensor,
     *,
-    temperature: float = 1.0,
     density: DensityName = "gumbel",
     reduction: Reduction = "masked_mean",
-    answer_temperature: float | None = None,
-    noise_clamp: tuple[float, float] | None = (-1.5, 3.0),
-    prob_floor: float = 1e-6,
-    alpha: float = 1.0,
-    sigma: float = 0.05,
     embedding_noise: Tensor | None = None,
-    embed: Callable[[Tensor], Tensor] | None = None,
+    embed: Embed | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Log-densities of recorded steps from full logits: the reference way.
 
     Args:
         logits: [N, V] float, raw logits of the step, with gradient.
-        ids: [N, K] int, recorded columns; column 0 is the token of an ordinary step.
-        scores: [N, K] float, recorded scores.
-        support: [N, K] bool.
-        is_soft: [N] bool; False takes log softmax(logits / answer_temperature) of ids[:, 0].
-        temperature: Of the soft steps.
+        ids, scores, support, is_soft, embedding_noise: See Steps.
         density, reduction: See softgrpo.thinking.densities.
-        answer_temperature: Of the ordinary tokens; None: temperature.
-        noise_clamp, prob_floor, alpha, sigma: See ThinkingConfig.
-        embedding_noise: [N, D], density ``embedding_gaussian`` only.
         embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
+        settings: Of ThinkingConfig: temperature (of the soft steps), answer_temperature (of the
+            tokens; None or not given: temperature), noise_clamp, prob_floor, alpha, sigma.
 
     Returns:
         [N] float32 (float64 for float64 logits), nats.
     """
-    objective = Objective(
-        density=density,
-        reduction=reduction,
-        temperature=temperature,
-        answer_temperature=temperature if answer_temperature is None else answer_temperature,
-        noise_clamp=noise_clamp,
-        prob_floor=prob_floor,
-        alpha=alpha,
-        sigma=sigma,
-    )
-    return replay_logits(logits, ids, scores, support, is_soft, objective, embedding_noise, embed)
+    steps = Steps(ids, scores, support, is_soft, embedding_noise)
+    objective = Objective.of_density(density, reduction, **settings)
+    return replay_logits(logits, steps, objective, embed)
 
 
 def logps_from_hidden(
@@ -85,71 +70,53 @@ def logps_from_hidden(
     support: Tensor,
     is_soft: Tensor,
     *,
-    temperature: float = 1.0,
-    answer_temperature: float | None = None,
+    density: DensityName = "gumbel",
+    reduction: Reduction = "masked_mean",
     embedding_noise: Tensor | None = None,
-    embed: Callable[[Tensor], Tensor] | None = None,
-    **options: object,
+    embed: Embed | None = None,
+    **settings: Any,
 ) -> Tensor:
     """As ``logps_from_logits``, from hidden states [N, D] and a head, without [N, V] logits."""
-    objective = Objective(
-        temperature=temperature,
-        answer_temperature=temperature if answer_temperature is None else answer_temperature,
-        **options,  # type: ignore[arg-type]
-    )
-    if isinstance(head, nn.Linear):
-        head = OutputHead.of(head)
-    return replay_steps(
-        hidden, head, ids, scores, support, is_soft, objective, embedding_noise, embed
-    ).logps
+    steps = Steps(ids, scores, support, is_soft, embedding_noise)
+    head = OutputHead.of(head) if isinstance(head, nn.Linear) else head
+    objective = Objective.of_density(density, reduction, **settings)
+    return replay_steps(hidden, head, steps, objective, embed).logps
 
 
 def replay_logits(
     logits: Tensor,
-    ids: Tensor,
-    scores: Tensor,
-    support: Tensor,
-    is_soft: Tensor,
+    steps: Steps,
     objective: Objective,
-    embedding_noise: Tensor | None = None,
-    embed: Callable[[Tensor], Tensor] | None = None,
+    embed: Embed | None = None,
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """As ``logps_from_logits``, with its settings as an Objective."""
-    rows = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
-    ids = torch.cat([ids[:, :1], ids[:, 1:].masked_fill(~is_soft[:, None], 0)], dim=1)
-    return replay_rows(logits, ids, scores, support, rows, objective, embedding_noise, embed)
+    """Log-densities [N] of recorded steps from their full logits.
 
-
-def replay_rows(
-    logits: Tensor,
-    ids: Tensor,
-    scores: Tensor,
-    support: Tensor,
-    rows: tuple[Tensor, Tensor],
-    objective: Objective,
-    embedding_noise: Tensor | None = None,
-    embed: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """As ``replay_logits``, told which rows are soft and which are tokens: int64, both.
-
-    Where the host knows them already, nobody has to wait for the device to say so.
+    Args:
+        logits: [N, V] float, raw logits of the step, with gradient.
+        steps: N of them.
+        objective: The density.
+        embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
+        rows: Which are soft and which are tokens, int64, where the host knows them already: nobody
+            has to wait for the device to say so. A token's other ids are then 0.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logps = logits.new_zeros(len(logits), dtype=dtype)
+    ids = steps.ids.long()
+    if rows is None:
+        rows = _split(steps.is_soft)
+        ids = torch.cat([ids[:, :1], ids[:, 1:].masked_fill(~steps.is_soft[:, None], 0)], dim=1)
     soft, tokens = rows
     if len(soft):
-        # Gathered before rows are chosen, which would copy them whole; a token's other ids are 0.
-        columns = logits.gather(-1, ids.long())[soft].to(dtype)
-        noise = None if embedding_noise is None else embedding_noise[soft]
+        # Gathered before rows are chosen, which would copy them whole.
+        columns = logits.gather(-1, ids)[soft].to(dtype)
         edge = densities.clamp_edge(product_dtype(logits.device, logits.dtype))
-        replayed = _soft_steps(
-            columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
-        )
+        replayed = _soft_steps(columns, steps, soft, objective, edge, embed)
         logps = logps.index_copy(0, soft, replayed.logps)
     if len(tokens):
-        labels = ids[tokens, 0].long()
         some = logits if len(tokens) == len(logits) else logits[tokens]
-        token_logp, _ = token_logps(some, labels, objective.answer_temperature)
+        temperature = objective.config.answer_temperature
+        token_logp, _ = token_logps(some, ids[tokens, 0], temperature)
         logps = logps.index_copy(0, tokens, token_logp)
     return logps
 
@@ -157,22 +124,18 @@ def replay_rows(
 def replay_steps(
     hidden: Tensor,
     head: OutputHead,
-    ids: Tensor,
-    scores: Tensor,
-    support: Tensor,
-    is_soft: Tensor,
+    steps: Steps,
     objective: Objective,
-    embedding_noise: Tensor | None = None,
-    embed: Callable[[Tensor], Tensor] | None = None,
+    embed: Embed | None = None,
 ) -> Replayed:
     """Log-densities and entropies of N recorded steps.
 
     Args:
         hidden: [N, D] float, the hidden state that predicts each step, with gradient.
         head: The model's output head.
-        ids, scores, support, is_soft: As in logps_from_logits.
-        objective: The density and its settings.
-        embedding_noise, embed: Density ``embedding_gaussian`` only.
+        steps: N of them.
+        objective: The density.
+        embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
 
     Returns:
         Replayed: at a soft step the entropy is that of the support, at a token the vocabulary's.
@@ -181,56 +144,55 @@ def replay_steps(
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logps = hidden.new_zeros(len(hidden), dtype=dtype)
     entropies = torch.zeros_like(logps)
-    soft, tokens = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
+    soft, tokens = _split(steps.is_soft)
     parts = []
     # Soft steps also where there are none, but for ordinary GRPO: a sharded embedding is called as
     # often in every process, and the head is in the graph of every pass.
     if objective.density != "token":
-        columns, head = head.columns(hidden[soft], ids[soft])
-        noise = None if embedding_noise is None else embedding_noise[soft]
+        columns, head = head.columns(hidden[soft], steps.ids[soft])
         edge = densities.clamp_edge(product_dtype(hidden.device, hidden.dtype))
-        replayed = _soft_steps(
-            columns, ids[soft], scores[soft], support[soft], objective, edge, noise, embed
-        )
-        parts.append((soft, replayed))
+        parts.append((soft, _soft_steps(columns, steps, soft, objective, edge, embed)))
     if len(tokens) or not parts:
-        parts.append((tokens, _tokens(hidden[tokens], head, ids[tokens, 0], objective)))
+        labels = steps.ids[tokens, 0].long()
+        temperature = objective.config.answer_temperature
+        replayed = Replayed(*tokens_from_hidden(hidden[tokens], head, labels, temperature))
+        parts.append((tokens, replayed))
     for rows, part in parts:
         logps = logps.index_copy(0, rows, part.logps.to(dtype))
         entropies = entropies.index_copy(0, rows, part.entropies.to(dtype))
     return Replayed(logps, entropies)
 
 
-def _tokens(hidden: Tensor, head: OutputHead, labels: Tensor, objective: Objective) -> Replayed:
-    return Replayed(*tokens_from_hidden(hidden, head, labels.long(), objective.answer_temperature))
+def _split(is_soft: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that are soft, and the others."""
+    return is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
 
 
 def _soft_steps(
     columns: Tensor,
-    ids: Tensor,
-    scores: Tensor,
-    support: Tensor,
+    steps: Steps,
+    rows: Tensor,
     objective: Objective,
     edge: float,
-    embedding_noise: Tensor | None,
-    embed: Callable[[Tensor], Tensor] | None,
+    embed: Embed | None,
 ) -> Replayed:
-    logits = columns / objective.temperature
+    """Of the steps in some rows, which are soft, by their columns' logits [len(rows), K]."""
+    logits = columns / objective.config.temperature
+    scores, support = steps.scores[rows], steps.support[rows]
     entropies = densities.support_entropy(logits, support)
-    if objective.density == "embedding_gaussian":
-        if embedding_noise is None or embed is None:
-            raise ValueError("density 'embedding_gaussian' needs embedding_noise and embed")
-        with torch.no_grad():
-            embeddings = embed(ids.long())
-        logps = densities.embedding_gaussian(
-            logits,
-            scores,
-            support,
-            embedding_noise,
-            embeddings,
-            objective.sigma,
-            objective.reduction,
-        )
-    else:
-        logps = objective.log_density(logits, scores, support, edge)
+    if objective.density != "embedding_gaussian":
+        return Replayed(objective.log_density(logits, scores, support, edge), entropies)
+    if steps.embedding_noise is None or embed is None:
+        raise ValueError("density 'embedding_gaussian' needs embedding_noise and embed")
+    with torch.no_grad():
+        embeddings = embed(steps.ids[rows].long())
+    logps = densities.embedding_gaussian(
+        logits,
+        scores,
+        support,
+        steps.embedding_noise[rows],
+        embeddings,
+        objective.config.sigma,
+        objective.reduction,
+    )
     return Replayed(logps, entropies)

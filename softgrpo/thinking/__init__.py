@@ -2,10 +2,10 @@
 
 from softgrpo.thinking.config import PolicyName, ThinkingConfig
 from softgrpo.thinking.densities import DensityName, Reduction
-from softgrpo.thinking.objective import Objective
+from softgrpo.thinking.objective import Objective, log_density
 from softgrpo.thinking.policies import POLICIES, ThinkingPolicy, check_density
 from softgrpo.thinking.step import SoftStep, draw_step
-from softgrpo.thinking.trace import SoftTrace, from_tokens
+from softgrpo.thinking.trace import SoftTrace, Steps, from_tokens
 
 __all__ = [
     "POLICIES",
@@ -15,9 +15,11 @@ __all__ = [
     "Reduction",
     "SoftStep",
     "SoftTrace",
+    "Steps",
     "ThinkingConfig",
     "ThinkingPolicy",
     "check_density",
     "draw_step",
     "from_tokens",
+    "log_density",
 ]

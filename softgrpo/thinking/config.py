@@ -36,12 +36,12 @@ _REAL = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ThinkingConfig:
     """Sampling of the thinking steps, of the answer, and the border between the two.
 
-    ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``tau`` may be tensors ``[N]`` for
-    ``draw_step``, one value a row; an engine takes plain numbers.
+    Plain values, so that two of them can be compared and hashed. ``draw_step`` alone takes tensors
+    [N] as well, a value a row, for ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``tau``.
 
     Attributes:
         policy: What a thinking step feeds the model.
@@ -81,11 +81,11 @@ class ThinkingConfig:
     """
 
     policy: PolicyName = "gumbel"
-    temperature: float | Tensor = 1.0
-    top_k: int | Tensor | None = None
-    top_p: float | Tensor | None = None
-    min_p: float | Tensor = 0.0
-    tau: float | Tensor = 0.1
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float = 0.0
+    tau: float = 0.1
     prob_floor: float = 1e-6
     noise_clamp: tuple[float, float] | None = (-1.5, 3.0)
     alpha: float = 1.0

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from softgrpo.thinking.config import ThinkingConfig
+
 DensityName = Literal[
     "gumbel", "concrete", "argmax", "dirichlet", "gaussian", "embedding_gaussian", "none", "token"
 ]
@@ -35,68 +37,11 @@ def clamp_edge(dtype: torch.dtype) -> float:
     return max(1e-5, 32 * torch.finfo(dtype).eps)
 
 
-def log_density(
-    logits: Tensor,
-    scores: Tensor,
-    support: Tensor,
-    *,
-    density: DensityName,
-    reduction: Reduction = "masked_mean",
-    noise_clamp: tuple[float, float] | None = (-1.5, 3.0),
-    prob_floor: float = 1e-6,
-    alpha: float = 1.0,
-    sigma: float = 0.05,
-    edge: float = clamp_edge(torch.float32),
-) -> Tensor:
-    """The log-density that a name and a reduction stand for.
-
-    Args:
-        logits: [N, K] float32 or float64, the recorded columns' logits / temperature. Carries the
-            gradient.
-        scores: [N, K] as recorded by the policy; no gradient.
-        support: [N, K] bool, the columns that were in the support. At least one a row.
-        density: ``gumbel``, ``concrete``, ``argmax`` (Gumbel noise); ``dirichlet``; ``gaussian``;
-            ``none`` for a step at which nothing was drawn: 0.
-        reduction: ``masked_mean`` (the authors' code) or ``sum`` (the density on the support). It
-            means nothing to ``concrete``, ``argmax`` and ``none``.
-        noise_clamp, prob_floor, alpha, sigma: See ThinkingConfig.
-        edge: See ``gumbel_masked_mean``; ``clamp_edge`` of the dtype the logits were computed in.
-
-    Returns:
-        [N], nats.
-
-    Raises:
-        ValueError: Unknown density or reduction.
-    """
-    if reduction not in ("masked_mean", "sum"):
-        raise ValueError(f"reduction={reduction!r}: choose masked_mean or sum")
-    match density, reduction:
-        case "gumbel", "masked_mean":
-            return gumbel_masked_mean(logits, scores, noise_clamp, prob_floor, edge)
-        case "gumbel", _:
-            return gumbel_sum(logits, scores, support)
-        case "concrete", _:
-            return concrete(logits, scores, support)
-        case "argmax", _:
-            return argmax(logits, scores, support)
-        case "dirichlet", "masked_mean":
-            return dirichlet_masked_mean(logits, scores, alpha)
-        case "dirichlet", _:
-            return dirichlet_sum(logits, scores, support, alpha)
-        case "gaussian", "masked_mean":
-            return gaussian_masked_mean(logits, scores, sigma)
-        case "gaussian", _:
-            return gaussian_sum(logits, scores, support, sigma)
-        case "none", _:
-            return logits.new_zeros(logits.shape[:-1])
-    raise ValueError(f"density={density!r} is not a density of recorded scores")
-
-
 def gumbel_masked_mean(
     logits: Tensor,
     scores: Tensor,
-    noise_clamp: tuple[float, float] | None = (-1.5, 3.0),
-    prob_floor: float = 1e-6,
+    noise_clamp: tuple[float, float] | None = ThinkingConfig.noise_clamp,
+    prob_floor: float = ThinkingConfig.prob_floor,
     edge: float = clamp_edge(torch.float32),
 ) -> Tensor:
     """The authors' objective: a clamped, masked mean of Gumbel log-densities, the default.
@@ -154,7 +99,9 @@ def argmax(logits: Tensor, scores: Tensor, support: Tensor) -> Tensor:
     return log_support(logits, support).gather(-1, reported).squeeze(-1)
 
 
-def dirichlet_masked_mean(logits: Tensor, scores: Tensor, alpha: float = 1.0) -> Tensor:
+def dirichlet_masked_mean(
+    logits: Tensor, scores: Tensor, alpha: float = ThinkingConfig.alpha
+) -> Tensor:
     """The authors' Dirichlet objective: mean over {i : p_i > .05} of clamped Gamma log-densities.
 
     clamp(log Gamma(x_i; alpha p_i, 1), -5, 3),  p renormalised over all K recorded ids
@@ -165,13 +112,17 @@ def dirichlet_masked_mean(logits: Tensor, scores: Tensor, alpha: float = 1.0) ->
     return _masked_mean(values.clamp(*SCORE_RANGE), counts)
 
 
-def dirichlet_sum(logits: Tensor, scores: Tensor, support: Tensor, alpha: float = 1.0) -> Tensor:
+def dirichlet_sum(
+    logits: Tensor, scores: Tensor, support: Tensor, alpha: float = ThinkingConfig.alpha
+) -> Tensor:
     """Joint density of the Gamma draws on the support: sum_i log Gamma(x_i; alpha p_i, 1)."""
     probs = torch.where(support, torch.exp(log_support(logits, support)), 1.0)
     return _sum_support(_gamma_log_prob(probs.clamp_min(1e-30) * alpha, scores), support)
 
 
-def gaussian_masked_mean(logits: Tensor, scores: Tensor, sigma: float = 0.05) -> Tensor:
+def gaussian_masked_mean(
+    logits: Tensor, scores: Tensor, sigma: float = ThinkingConfig.sigma
+) -> Tensor:
     """The authors' Gaussian objective: mean over {i : p_i > .05} of normal log-densities.
 
     N(v_i; p_i, sigma^2) with v_i - p_i clamped to 3 sigma, p renormalised over all K recorded ids.
@@ -181,7 +132,9 @@ def gaussian_masked_mean(logits: Tensor, scores: Tensor, sigma: float = 0.05) ->
     return _masked_mean(_normal_log_prob(d, sigma), probs > PROB_THRESHOLD)
 
 
-def gaussian_sum(logits: Tensor, scores: Tensor, support: Tensor, sigma: float = 0.05) -> Tensor:
+def gaussian_sum(
+    logits: Tensor, scores: Tensor, support: Tensor, sigma: float = ThinkingConfig.sigma
+) -> Tensor:
     """Density of the noisy probabilities on the support: sum_i log N(v_i; p_i, sigma^2)."""
     probs = torch.exp(log_support(logits, support))
     return _sum_support(_normal_log_prob(scores.to(logits.dtype) - probs, sigma), support)
@@ -199,7 +152,8 @@ def embedding_gaussian(
     """Density of the noisy embedding: log N(s; sum_i p_i E_i, sigma^2 I), on R^D.
 
     Args:
-        logits, scores, support: [N, K] as in log_density; scores are the mixture's weights.
+        logits, scores, support: [N, K] as in Objective.log_density; scores are the
+            mixture's weights.
         embedding_noise: [N, D] float, what was added to the mixture.
         embeddings: [N, K, D] float, the recorded columns' embeddings, detached: the mixing is the
             environment's, so s - mean is noise + sum_i (w_i - p_i) E_i.
@@ -248,5 +202,5 @@ def _gamma_log_prob(concentration: Tensor, x: Tensor) -> Tensor:
     return (concentration - 1) * torch.log(x) - x - torch.lgamma(concentration)
 
 
-def _normal_log_prob(d: Tensor, sigma: float) -> Tensor:
+def _normal_log_prob(d: Tensor, sigma: float = ThinkingConfig.sigma) -> Tensor:
     return -0.5 * (d / sigma) ** 2 - math.log(sigma) - 0.5 * math.log(2 * math.pi)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from softgrpo.thinking import noise as noises
 from softgrpo.thinking.config import PolicyName, ThinkingConfig
-from softgrpo.thinking.densities import DensityName, Reduction
-from softgrpo.thinking.objective import Objective
+from softgrpo.thinking.densities import DensityName
 from softgrpo.thinking.support import Support
 
 
@@ -37,24 +36,6 @@ class ThinkingPolicy(ABC):
     @abstractmethod
     def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
         """Mixture weights [N, K] from recorded scores and support mask; 0 outside the support."""
-
-    def log_prob(
-        self,
-        logits: Tensor,
-        scores: Tensor,
-        support: Tensor,
-        config: ThinkingConfig,
-        *,
-        density: DensityName | None = None,
-        reduction: Reduction = "masked_mean",
-    ) -> Tensor:
-        """Log-density [N] (nats) of recorded scores under the columns' logits / T [N, K].
-
-        Raises:
-            ValueError: The density is none of this policy's.
-        """
-        objective = Objective.of(config, check_density(config.policy, density), reduction)
-        return objective.log_density(logits, scores, support)
 
 
 class Discrete(ThinkingPolicy):
@@ -103,9 +84,7 @@ class Gumbel(ThinkingPolicy):
         return log_probs + gumbel
 
     def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
-        tau = config.tau
-        tau = tau.unsqueeze(-1) if isinstance(tau, Tensor) and tau.dim() == 1 else tau
-        return torch.softmax((scores / tau).masked_fill(~support, -torch.inf), dim=-1)
+        return torch.softmax((scores / config.tau).masked_fill(~support, -torch.inf), dim=-1)
 
 
 class Dirichlet(ThinkingPolicy):

@@ -10,7 +10,7 @@ from torch import Tensor
 from softgrpo.thinking.blocks import row_blocks
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
-from softgrpo.thinking.support import Support, select_support
+from softgrpo.thinking.support import Support, by_columns, select_support
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def draw_step(
     Raises:
         ValueError: noise has the wrong width, or is missing for ``embedding_gaussian``.
     """
-    policy = POLICIES[config.policy]
+    policy, config = POLICIES[config.policy], by_columns(config, logits)
     if config.policy == "discrete":
         return _draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))
     support = select_support(logits, config)
@@ -126,8 +126,8 @@ def _draw_from_vocabulary(
 
 
 def _at(value: float | Tensor, rows: slice) -> float | Tensor:
-    """A setting of some rows as a column; a number is every row's."""
-    return value[rows, None] if isinstance(value, Tensor) and value.dim() == 1 else value
+    """A setting of some rows; a number is every row's."""
+    return value[rows] if isinstance(value, Tensor) else value
 
 
 def _noise(

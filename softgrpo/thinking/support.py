@@ -6,13 +6,16 @@ rest of the vocabulary, so no [N, V] softmax is ever needed where top_k is set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softgrpo.thinking.config import ThinkingConfig
 
+# Settings of which draw_step takes a value a row.
+_BY_ROW = ("temperature", "top_k", "top_p", "min_p", "tau")
 _BLOCK = 128  # columns whose largest is found together
 
 
@@ -36,12 +39,29 @@ class Support:
         return -torch.special.xlogy(self.probs, self.probs).sum(-1)
 
 
+def by_columns(config: ThinkingConfig, logits: Tensor) -> ThinkingConfig:
+    """A config with values a row, tensors [N], as columns [N, 1]; one of plain values as it is.
+
+    This is the one door for such values: behind it everything broadcasts.
+    """
+    given = {name: value for name in _BY_ROW if isinstance(value := getattr(config, name), Tensor)}
+    if not given:
+        return config
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    columns: dict[str, Any] = {
+        name: value.to(logits.device, dtype if value.is_floating_point() else value.dtype)[:, None]
+        for name, value in given.items()
+    }
+    return replace(config, **columns)
+
+
 def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     """Keep the top-k, of those the top-p nucleus, of those what passes min-p.
 
     Args:
         logits: [N, V] float, raw logits of the step.
-        config: Its temperature, top_k, top_p and min_p, plain or [N]; top_k None keeps V columns.
+        config: Its temperature, top_k, top_p and min_p, plain or ``by_columns``; top_k None keeps V
+            columns.
 
     Returns:
         A Support with K = the largest top_k columns.
@@ -49,9 +69,9 @@ def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     top_k = logits.shape[-1] if config.top_k is None else config.top_k
     num_columns = int(top_k.max()) if isinstance(top_k, Tensor) else top_k
     values, ids = _largest(logits, num_columns)
-    scaled = _upcast(values) / _column(config.temperature)
+    scaled = _upcast(values) / config.temperature
     if isinstance(top_k, Tensor):
-        in_top_k = torch.arange(num_columns, device=logits.device) < _column(top_k)
+        in_top_k = torch.arange(num_columns, device=logits.device) < top_k
     else:
         in_top_k = torch.ones_like(scaled, dtype=torch.bool)
     probs = torch.softmax(scaled.masked_fill(~in_top_k, -torch.inf), dim=-1)
@@ -65,9 +85,10 @@ def cut_support(ids: Tensor, probs: Tensor, mask: Tensor, config: ThinkingConfig
         ids: [N, K] int64, in order of falling probability.
         probs: [N, K] float, of the distribution that top_p is a share of.
         mask: [N, K] bool, the columns that may be kept.
-        config: Its top_p and min_p, plain or [N].
+        config: Its top_p and min_p, plain or ``by_columns``.
     """
-    top_p, min_p = _like(probs, config.top_p), _like(probs, config.min_p)
+    top_p, min_p = config.top_p, config.min_p
+    assert top_p is not None, "ThinkingConfig fills it in"
     before = probs.cumsum(-1) - probs
     # At top_p = 1 nothing is cut: rounding may carry the running sum past 1.
     mask = mask & ((before <= top_p) | (top_p >= 1))
@@ -95,17 +116,6 @@ def _largest(logits: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
     columns = torch.cat([columns, rest], dim=-1)
     values, places = torch.topk(logits.gather(-1, columns), num_columns, dim=-1)
     return values, columns.gather(-1, places)
-
-
-def _column(value: float | Tensor) -> float | Tensor:
-    """A per-row setting as a column that broadcasts over K; numbers stay numbers."""
-    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() == 1 else value
-
-
-def _like(probs: Tensor, value: float | Tensor | None) -> float | Tensor:
-    """A setting in the dtype of probabilities and where they are."""
-    assert value is not None, "ThinkingConfig fills top_p in"
-    return _column(value.to(probs)) if isinstance(value, Tensor) else value
 
 
 def _upcast(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,25 @@ _DTYPES = {
 }
 _TENSORS = tuple(_DTYPES)
 _FORMAT = "softgrpo.trace.v1"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """N recorded steps, of whichever sequences, as a replay takes them.
+
+    Attributes:
+        ids: [N, K] int, the columns; column 0 is the token of an ordinary step.
+        scores: [N, K] float, what was drawn.
+        support: [N, K] bool.
+        is_soft: [N] bool; False: an ordinary token.
+        embedding_noise: [N, D] float32 for policy ``embedding_gaussian``, else None.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    support: Tensor
+    is_soft: Tensor
+    embedding_noise: Tensor | None = None
 
 
 class SoftTrace:
@@ -105,6 +125,13 @@ class SoftTrace:
         """The reported token ids of each sequence, without padding."""
         pairs = zip(self.ids[..., 0].tolist(), self.lengths.tolist(), strict=True)
         return [row[:length] for row, length in pairs]
+
+    def steps(self, mask: Tensor) -> Steps:
+        """The steps where mask [B, T] is True, in row-major order."""
+        noise = None if self.embedding_noise is None else self.embedding_noise[mask]
+        return Steps(
+            self.ids[mask], self.scores[mask], self.support[mask], self.is_soft[mask], noise
+        )
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> SoftTrace:
         """The trace of some rows (a slice or a list of indices), padding kept."""

@@ -10,7 +10,7 @@ import math
 from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
 from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
@@ -262,7 +262,7 @@ class SofTGRPOConfig(GRPOConfig):
             # transformers knows that, but not of LoRA.
             self.ddp_find_unused_parameters = False
         thinking = self.thinking
-        self.top_k, self.top_p = thinking.top_k, thinking.top_p  # type: ignore[assignment]
+        self.top_k, self.top_p = thinking.top_k, thinking.top_p
         self.density = check_density(thinking.policy, self.density)  # type: ignore[arg-type]
         if self.density == "none":
             raise ValueError(
@@ -324,8 +324,7 @@ class SofTGRPOConfig(GRPOConfig):
     @property
     def objective(self) -> Objective:
         """The log-density that is trained."""
-        density: Literal["gumbel"] = self.density  # type: ignore[assignment]
-        return Objective.of(self.thinking, density, self.reduction)  # type: ignore[arg-type]
+        return Objective(self.thinking, self.density, self.reduction)  # type: ignore[arg-type]
 
 
 def _is_checkpointing(value: object) -> bool:

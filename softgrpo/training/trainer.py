@@ -149,10 +149,10 @@ class SofTGRPOTrainer(GRPOTrainer):
         check_model(policy)
         args.thinking.check_vocabulary(policy.get_output_embeddings().weight.shape[0])
         self._shares_prompts = _shares_prompts(policy, args.share_prompts)
-        add_replay(policy, args.thinking, args.objective, self._shares_prompts)
+        add_replay(policy, args.objective, self._shares_prompts)
         if self.ref_model is not None:
             reference = causal_lm(self.accelerator.unwrap_model(self.ref_model))
-            add_replay(reference, args.thinking, args.objective, self._shares_prompts)
+            add_replay(reference, args.objective, self._shares_prompts)
         Markers(args.thinking.think_end, self._tokenizer)
         self._memory = MemoryWatch(self.accelerator.device, args.train_batch_tokens)
         self.add_callback(self._memory)

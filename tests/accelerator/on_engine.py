@@ -60,14 +60,14 @@ def _assert_same(config, *, workload="mixed", objective=None, generations=1, **o
 @pytest.mark.parametrize(("name", "attention"), MODELS_ATTENDING)
 def test_every_model(name, attention):
     config = thinking(max_think_tokens=6)
-    objective = Objective.of(config, "gumbel")
+    objective = Objective(config, "gumbel")
     _assert_same(config, name=name, attention=attention, objective=objective)
 
 
 @pytest.mark.parametrize(("policy", "density", "reduction"), POLICY_DENSITIES)
 def test_every_policy_and_density(policy, density, reduction):
     config = thinking(policy)
-    objective = None if density == "none" else Objective.of(config, density, reduction)
+    objective = None if density == "none" else Objective(config, density, reduction)
     _assert_same(config, objective=objective)
 
 

@@ -29,7 +29,7 @@ def _learn(model, batch, config, objective, share_prompts):
     """Values and gradients of a weighted sum of log-densities and entropies."""
     ids, mask, trace = (x.to(model.device) for x in batch)
     model.train()
-    logps, entropies = replay(model, ids, mask, trace, config, objective, share_prompts)
+    logps, entropies = replay(model, ids, mask, trace, objective, share_prompts)
     upstream = torch.linspace(-1, 1, logps.numel(), device=logps.device).view_as(logps)
     ((logps + 0.3 * entropies) * upstream).sum().backward()
     values = gradients(model) | {"logps": logps.detach(), "entropies": entropies.detach()}
@@ -49,7 +49,7 @@ def _assert_same(config, objective, share_prompts, name="tied", attention="sdpa"
 @pytest.mark.parametrize(("policy", "density", "reduction"), TRAINED)
 def test_every_density(policy, density, reduction, share_prompts):
     config = thinking(policy, max_think_tokens=5)
-    _assert_same(config, Objective.of(config, density, reduction), share_prompts)
+    _assert_same(config, Objective(config, density, reduction), share_prompts)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_every_density(policy, density, reduction, share_prompts):
 )
 def test_every_model(name, attention, share_prompts):
     config = thinking()
-    _assert_same(config, Objective.of(config, "concrete"), share_prompts, name, attention)
+    _assert_same(config, Objective(config, "concrete"), share_prompts, name, attention)
 
 
 @pytest.mark.parametrize(("name", "attention"), MODELS_ATTENDING)

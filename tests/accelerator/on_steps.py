@@ -106,5 +106,5 @@ def test_a_nucleus_too_wide_to_be_found_at_once_costs_two_more(steps):
 @pytest.mark.parametrize("policy", DENSITIES)
 def test_a_step_with_log_densities_waits_no_more(policy, steps):
     config = thinking(policy, **MIXED)
-    rollouts = _generate(config, Objective.of(config, DENSITIES[policy]))
+    rollouts = _generate(config, Objective(config, DENSITIES[policy]))
     _assert_few(steps, rollouts)

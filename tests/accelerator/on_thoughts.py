@@ -21,7 +21,7 @@ SERVED = [case for case in POLICY_DENSITIES if case[0] != "embedding_gaussian"]
 
 def _start(thoughts, name, policy, density, reduction, settings):
     config = thinking(policy, **settings)
-    objective = None if density == "none" else Objective.of(config, density, reduction)
+    objective = None if density == "none" else Objective(config, density, reduction)
     request = wire.ThinkingRequest(config, objective=objective, seed=3, sequence=ord(name))
     sent, answer = wire.encode_request(request)
     nothing = dict.fromkeys(wire._UNSUPPORTED)

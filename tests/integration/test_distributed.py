@@ -185,7 +185,7 @@ for name, policy, density in json.loads(sys.argv[1]):
     folder = Path(sys.argv[2]) / f"{name}-{policy}-{density}"
     config = thinking(policy)
     model = tiny_model(name)
-    add_replay(model, config, Objective.of(config, density, "sum"))
+    add_replay(model, Objective(config, density, "sum"))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -212,7 +212,7 @@ def _record_and_score(name, policy, density, folder):
     folder.mkdir()
     torch.save({"ids": ids, "mask": mask, "upstream": upstream}, folder / "batch.pt")
     trace.save(folder / "trace.safetensors")
-    add_replay(model, config, Objective.of(config, density, "sum"))
+    add_replay(model, Objective(config, density, "sum"))
     logps = model(input_ids=ids, attention_mask=mask, trace=trace)["logps"]
     (logps * upstream).sum().div(2).backward()  # FSDP means over the two processes
     return gradients(model) | {"logps": logps.detach()}

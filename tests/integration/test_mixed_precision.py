@@ -43,7 +43,7 @@ for name, policy, layout in json.loads(sys.argv[1]):
     folder = Path(sys.argv[2]) / f"{name}-{policy}-{layout}"
     config = thinking(policy)
     model = tiny_model(name, attention="sdpa")
-    add_replay(model, config, Objective.of(config, policy, "sum"), layout == "shared")
+    add_replay(model, Objective(config, policy, "sum"), layout == "shared")
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
@@ -82,7 +82,7 @@ def _record(name, policy, layout, folder):
     folder.mkdir()
     torch.save({"ids": ids, "mask": mask, "upstream": upstream}, folder / "batch.pt")
     trace.save(folder / "trace.safetensors")
-    add_replay(model, config, Objective.of(config, policy, "sum"), layout == "shared")
+    add_replay(model, Objective(config, policy, "sum"), layout == "shared")
     logps = model(input_ids=ids, attention_mask=mask, trace=trace)["logps"]
     (logps * upstream).sum().div(2).backward()  # FSDP means over the two processes
     return gradients(model) | {"logps": logps.detach()}

@@ -12,7 +12,7 @@ from scipy import stats
 
 from softgrpo.replay import logps_from_logits
 from softgrpo.thinking import ThinkingConfig, draw_step
-from softgrpo.thinking.densities import log_density
+from softgrpo.thinking.objective import log_density
 
 NUM_DRAWS = 100_000
 LOGITS = torch.tensor([1.2, 0.4, 0.0, -0.9], dtype=torch.float64)

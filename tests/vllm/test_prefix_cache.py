@@ -13,7 +13,7 @@ from tests.vllm.engines import BOUND, gaps, make_model, running_engine
 
 PROMPT = [*range(3, 33), *range(3, 33), *range(5, 15)]  # two blocks of 32 and six tokens
 CONFIG = thinking(think_end=(), top_p=1.0)
-OBJECTIVE = Objective.of(CONFIG, "gumbel", "sum")
+OBJECTIVE = Objective(CONFIG, "gumbel", "sum")
 
 
 @pytest.fixture(scope="module")

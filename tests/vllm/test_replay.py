@@ -31,7 +31,7 @@ MIXED = [
 ]
 CONFIGS = [thinking(policy, **settings) for policy, _, settings in MIXED]
 OBJECTIVES = [
-    Objective.of(config, density, "sum")
+    Objective(config, density, "sum")
     for config, (_, density, _) in zip(CONFIGS, MIXED, strict=True)
 ]
 
@@ -88,8 +88,8 @@ def test_the_bound_tells_a_mixture_from_its_reported_token(served, roomy):
         ids = torch.tensor([rollouts[i].prompt_ids + rollouts[i].token_ids])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(rollouts[i].prompt_ids) - 1 : -1]
-            steps = trace.ids[0], trace.scores[0], trace.support[0], trace.is_soft[0]
-            hard = replay_logits(logits, *steps, objectives[i])
+            steps = trace.steps(trace.mask)
+            hard = replay_logits(logits, steps, objectives[i])
         spoiled.append((hard - logps).abs().max().item())
     assert min(spoiled) > 100 * BOUND
 

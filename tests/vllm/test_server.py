@@ -94,7 +94,7 @@ def _request(index):
     policy, density, settings = KINDS[index % len(KINDS)]
     config = thinking(policy, **settings)
     return config, wire.ThinkingRequest(
-        config, seed=7, sequence=index, objective=Objective.of(config, density, "sum")
+        config, seed=7, sequence=index, objective=Objective(config, density, "sum")
     )
 
 
@@ -110,7 +110,7 @@ def _gap(model, prompt, record, config, request):
     trace = record.trace
     ids = torch.tensor([prompt + trace.tokens[0]])
     with torch.no_grad():
-        found = replay(model, ids, torch.ones_like(ids), trace, config, request.objective)
+        found = replay(model, ids, torch.ones_like(ids), trace, request.objective)
     return (found.logps[0] - torch.tensor(record.logps)).abs().max().item()
 
 
@@ -202,7 +202,7 @@ def test_an_engine_over_http_follows_the_weights(served):
         remote.sync()
         seen = {}
         found = remote.generate(
-            PROMPTS[:2], config, objective=Objective.of(config, "gumbel"),
+            PROMPTS[:2], config, objective=Objective(config, "gumbel"),
             on_finished=seen.setdefault, **options,
         )  # fmt: skip
         wanted = TransformersEngine(source, word_tokenizer()).generate(

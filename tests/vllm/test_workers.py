@@ -29,7 +29,7 @@ def test_every_worker_draws_the_same_and_takes_weights_over(tmp_path, monkeypatc
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1" if options is _TWO else "auto")
     model = make_model(tmp_path, tied=True)
     config = thinking(max_think_tokens=5)
-    objective = Objective.of(config, "gumbel", "sum")
+    objective = Objective(config, "gumbel", "sum")
     with running_engine(tmp_path, source=model, **options) as engine:
 
         def gap():

@@ -27,10 +27,14 @@ from softgrpo.rollout.vllm_plugin.wire import (
     ThinkingRequest,
     decode_request,
     encode_steps,
-    settings_key,
 )
+from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.noise import NoiseStream
+from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers, ThinkingPhases, Tokenizer
+from softgrpo.thinking.trace import Steps
+
+_Kind = tuple[ThinkingConfig, Objective | None]
 
 
 class Thought:
@@ -38,9 +42,9 @@ class Thought:
 
     Args:
         request: What it asks for.
-        key: Equal for requests that may be drawn together.
         seed: Of its noise.
-        phases: Those of all requests of its key; it takes a number there.
+        phases: Those of all requests that may be drawn together, of its config and objective; it
+            takes a number there.
         prompt_length: Tokens of its prompt.
 
     Attributes:
@@ -50,12 +54,11 @@ class Thought:
     def __init__(
         self,
         request: ThinkingRequest,
-        key: tuple,
         seed: int,
         phases: ThinkingPhases,
         prompt_length: int,
     ) -> None:
-        self.request, self.key, self.prompt_length = request, key, prompt_length
+        self.request, self.prompt_length = request, prompt_length
         self.phases, self.number = phases, phases.begin()
         self.noise = NoiseStream(seed, request.sequence, request.num_columns)
         self.fed = FedSteps(request.num_columns)
@@ -93,7 +96,7 @@ class Thoughts:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._thoughts: dict[str, Thought] = {}
-        self._phases: dict[tuple, ThinkingPhases] = {}
+        self._phases: dict[_Kind, ThinkingPhases] = {}
         self._markers = functools.lru_cache(maxsize=64)(
             lambda think_end: Markers(think_end, tokenizer)
         )
@@ -111,7 +114,7 @@ class Thoughts:
             if thought is not None:
                 thought.phases.end(thought.number)
                 if not len(thought.phases):  # settings that nobody may ask for again
-                    del self._phases[thought.key]
+                    del self._phases[thought.request.config, thought.request.objective]
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""
@@ -119,15 +122,14 @@ class Thoughts:
         if request is None:
             return
         if (request.config.answer_top_k or 0) > self._vocab_size:  # vLLM's own sampling lets it be
-            request = replace(request, config=replace(request.config, answer_top_k=None))
+            request = request.under(replace(request.config, answer_top_k=None))
         seed = params.seed if request.seed is None else request.seed
-        key = settings_key(params)
+        key = request.config, request.objective
         if key not in self._phases:
             markers = self._markers(request.config.think_end)
             self._phases[key] = ThinkingPhases(markers, request.config)
         self._thoughts[request_id] = Thought(
             request,
-            key,
             _seed_of(request_id) if seed is None else seed % 2**64,
             self._phases[key],
             prompt_length,
@@ -184,13 +186,13 @@ class Thoughts:
         Returns:
             One Drawn for each kind of settings.
         """
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[ThinkingPhases, list[int]] = {}
         thoughts: dict[int, Thought] = {}
         for row, (request_id, end) in enumerate(zip(request_ids, ends, strict=True)):
             thought = self._thoughts.get(request_id)
             if thought is not None and end == thought.num_tokens:
                 thoughts[row] = thought
-                groups.setdefault(thought.key, []).append(row)
+                groups.setdefault(thought.phases, []).append(row)
         return [
             self._draw_group(logits, rows, [thoughts[row] for row in rows])
             for rows in groups.values()
@@ -211,10 +213,8 @@ class Thoughts:
         )
         logps = None
         if request.objective is not None:
-            scores = step.scores.float()
-            logps = replay_logits(
-                logits, step.ids, scores, step.support, is_soft, request.objective
-            )
+            steps = Steps(step.ids, step.scores.float(), step.support, is_soft)
+            logps = replay_logits(logits, steps, request.objective)
         ended_by = [thought.phases.ended_by(thought.number) for thought in thoughts]
         columns = encode_steps(step, is_soft, ended_by, logps, logits.shape[-1])
         # A mixture that is not finite would stay in the cache, in blocks that others get.

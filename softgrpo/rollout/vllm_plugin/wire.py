@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,10 +27,8 @@ from torch import Tensor
 
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.densities import Reduction
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import ThinkingEnd
-from softgrpo.thinking.policies import check_density
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import SoftTrace
 
@@ -88,6 +86,11 @@ class ThinkingRequest:
         """How many logprobs carry a step's whole record."""
         return self.num_columns + 1 + (self.objective is not None)
 
+    def under(self, config: ThinkingConfig) -> ThinkingRequest:
+        """The same request with another config."""
+        objective = None if self.objective is None else replace(self.objective, config=config)
+        return replace(self, config=config, objective=objective)
+
 
 # Settings ---------------------------------------------------------------------------------------
 def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,8 +119,8 @@ def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, 
     if request.record != "logprobs":
         sent[f"{PREFIX}record"] = request.record
     if objective is not None:
-        if objective != Objective.of(config, objective.density, objective.reduction):
-            raise ValueError("objective: its settings are not the config's; use Objective.of")
+        if objective.config != config:
+            raise ValueError("objective: its config is not the request's")
         sent[f"{PREFIX}density"] = objective.density
         sent[f"{PREFIX}reduction"] = objective.reduction
     answer = {
@@ -196,26 +199,12 @@ def default_settings() -> dict[str, Any]:
     return json.loads(os.environ.get(DEFAULTS_VARIABLE, "{}"))
 
 
-def settings_key(params: Any) -> tuple:
-    """Equal for requests that may be drawn together: the same config and objective."""
-    apart = {f"{PREFIX}seed", f"{PREFIX}sequence", f"{PREFIX}record"}
-    sent = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in (params.extra_args or {}).items()
-        if name.startswith(PREFIX) and name not in apart
-    }
-    answer = params.temperature, params.top_k, params.top_p, params.min_p
-    return (*answer, *sorted(sent.items()))
-
-
 def _objective(config: ThinkingConfig, other: Mapping[str, Any]) -> Objective | None:
-    if "density" not in other and "reduction" not in other:
+    given = {name: other[name] for name in ("density", "reduction") if name in other}
+    if not given:
         return None
-    reduction = other.get("reduction", "masked_mean")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"{PREFIX}reduction={reduction!r}: choose one of {get_args(Reduction)}")
     try:
-        return Objective.of(config, check_density(config.policy, other.get("density")), reduction)
+        return Objective(config, **given)
     except ValueError as error:
         raise ValueError(f"{PREFIX}{error}") from error
 

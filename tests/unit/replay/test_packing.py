@@ -37,13 +37,13 @@ def _batch(model, config):
 @pytest.mark.parametrize("name", FULL_ATTENTION)
 def test_values_and_gradients_are_those_of_the_padded_batch(name, policy, attention):
     config = thinking(policy)
-    objective = Objective.of(config, "gumbel" if policy == "gumbel" else "token", "sum")
+    objective = Objective(config, "gumbel" if policy == "gumbel" else "token", "sum")
     results = []
     for share_prompts in (False, True):
         model = tiny_model(name)
         model.set_attn_implementation(attention)
         ids, mask, trace = _batch(model, config)
-        replayed = replay(model, ids, mask, trace, config, objective, share_prompts)
+        replayed = replay(model, ids, mask, trace, objective, share_prompts)
         replayed.logps.sum().backward()
         results.append(
             gradients(model)
@@ -129,7 +129,7 @@ def test_under_lora_the_reference_is_the_model_without_its_adapter(tmp_path):
     tensors = {n.removeprefix("trace_"): x for n, x in batch.items() if n.startswith("trace_")}
     trace = SoftTrace(**tensors, settings=args.thinking.replay_settings())
     base = tiny_model("untied", attention="sdpa")
-    wanted = replay(base, ids, mask, trace, args.thinking, args.objective).logps
+    wanted = replay(base, ids, mask, trace, args.objective).logps
     where = batch["completion_mask"].bool()
     torch.testing.assert_close(
         batch["ref_per_token_logps"][where], wanted[where], rtol=1e-5, atol=1e-5
@@ -140,7 +140,7 @@ def test_completions_that_are_masked_out_leave_their_prompts(tmp_path):
     model, config = tiny_model(attention="sdpa"), thinking()
     ids, mask, trace = _batch(model, config)
     mask[:, -trace.num_steps :] = 0
-    replayed = replay(model, ids, mask, trace, config, Objective.of(config, "gumbel"), True)
+    replayed = replay(model, ids, mask, trace, Objective(config, "gumbel"), True)
     assert torch.equal(replayed.logps, torch.zeros_like(replayed.logps))
     replayed.logps.sum().backward()
 

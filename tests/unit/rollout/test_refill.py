@@ -75,7 +75,7 @@ def test_attending_in_blocks_is_the_same(model, monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_replayed_is_what_was_drawn(name, workload):
     model, config = tiny_model(name), thinking(max_think_tokens=6)
-    objective = Objective.of(config, "gumbel")
+    objective = Objective(config, "gumbel")
     rollouts = _generate(model, workload, config, objective, max_batch_size=7)
     with torch.no_grad():
         replayed, drawn, mask = replay_rollouts(model, rollouts, config, objective)

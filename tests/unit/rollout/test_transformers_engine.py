@@ -203,5 +203,5 @@ def test_what_cannot_be_generated_is_refused(arguments, why):
 def test_log_densities_are_reported_only_when_asked_for():
     model, config = tiny_model(), thinking()
     assert roll_out(model, config)[0].logps is None
-    reported = roll_out(model, config, Objective.of(config, "concrete"))[0]
+    reported = roll_out(model, config, Objective(config, "concrete"))[0]
     assert len(reported.logps) == len(reported.token_ids)

@@ -63,9 +63,8 @@ def long():
 def _start(thoughts, name):
     request = wire.ThinkingRequest(thinking(think_end=(), top_k=K))
     phases = ThinkingPhases(Markers((), word_tokenizer()), request.config)
-    key = (name,)
-    thoughts._phases[key] = phases
-    thoughts._thoughts[name] = Thought(request, key, 0, phases, PROMPT)
+    thoughts._phases[request.config, request.objective] = phases
+    thoughts._thoughts[name] = Thought(request, 0, phases, PROMPT)
 
 
 def test_a_step_takes_no_more_than_100_bytes_at_the_peak(long):

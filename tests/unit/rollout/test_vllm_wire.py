@@ -44,7 +44,7 @@ def _params(extra_args=None, **values):
 )
 def test_settings_come_back_as_they_were_sent(policy, settings):
     config = thinking(policy, **settings)
-    objective = Objective.of(config, wire.check_density(policy, None), "sum")
+    objective = Objective(config, None, "sum")
     request = wire.ThinkingRequest(
         config, seed=2**64 - 1, sequence=12, objective=objective, record="packed"
     )
@@ -124,7 +124,8 @@ def test_what_would_be_ignored_is_refused(asked):
 def test_requests_of_equal_settings_may_be_drawn_together():
     def key(config, seed=0):
         sent, answer = wire.encode_request(wire.ThinkingRequest(config, seed=seed, sequence=seed))
-        return wire.settings_key(_params(sent, **answer))
+        request = wire.decode_request(_params(sent, **answer))
+        return request.config, request.objective
 
     assert key(thinking()) == key(thinking(), seed=5)
     assert len({key(thinking()), key(thinking(tau=0.1)), key(thinking(answer_top_p=0.5))}) == 3
@@ -136,7 +137,7 @@ def test_requests_of_equal_settings_may_be_drawn_together():
 def test_steps_come_back_as_they_were_drawn(policy, way):
     """In columns, through a server's dictionary that drops ids it has seen, or packed."""
     config = thinking(policy, max_think_tokens=4, top_p=0.7)
-    objective = Objective.of(config, wire.check_density(policy, None), "sum")
+    objective = Objective(config, None, "sum")
     request = wire.ThinkingRequest(config, objective=objective)
     phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
     numbers = np.array([phases.begin()])

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Categorical, Gamma, Gumbel, Normal, RelaxedOneHotCategorical
 
 from softgrpo.thinking import ThinkingConfig, densities, draw_step
-from softgrpo.thinking.densities import log_density
+from softgrpo.thinking.objective import log_density
 
 N, K = 6, 5
 SUPPORT = torch.arange(K) < torch.tensor([1, 2, 3, 4, 5, 5])[:, None]

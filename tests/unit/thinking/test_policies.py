@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 
 from softgrpo.thinking import POLICIES, ThinkingConfig, check_density, draw_step
-from softgrpo.thinking.densities import log_density
 from softgrpo.thinking.policies import with_mass
 
 LOGITS = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0], dtype=torch.float64)
@@ -75,18 +74,6 @@ def test_recorded_scores_give_the_drawn_weights_again(policy):
     torch.testing.assert_close(again, step.weights)
     torch.testing.assert_close(again.sum(-1), torch.ones(DRAWS, dtype=again.dtype))
     assert (again[~step.support] == 0).all()
-
-
-@pytest.mark.parametrize("policy", ["gumbel", "dirichlet", "gaussian"])
-def test_log_prob_is_the_policys_first_density(policy):
-    step, config = _draw(policy, alpha=2.0, sigma=0.1)
-    columns = LOGITS.expand(DRAWS, -1).gather(1, step.ids)
-    wanted = log_density(
-        columns, step.scores, step.support, density=POLICIES[policy].densities[0], alpha=2.0,
-        sigma=0.1,
-    )  # fmt: skip
-    found = POLICIES[policy].log_prob(columns, step.scores, step.support, config)
-    torch.testing.assert_close(found, wanted)
 
 
 def test_a_density_of_another_policy_is_refused_by_name():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softgrpo.thinking import ThinkingConfig
-from softgrpo.thinking.support import select_support
+from softgrpo.thinking.support import by_columns, select_support
 
 
 def _by_hand(logits, temperature, top_k, top_p, min_p):
@@ -46,7 +46,7 @@ def test_settings_by_row_are_the_rows_settings():
         "temperature": torch.tensor([0.5, 1.0, 2.0]), "top_k": torch.tensor([2, 7, 4]),
         "top_p": torch.tensor([0.9, 0.5, 1.0]), "min_p": torch.tensor([0.0, 0.1, 0.3]),
     }  # fmt: skip
-    together = select_support(logits, ThinkingConfig(**rows))
+    together = select_support(logits, by_columns(ThinkingConfig(**rows), logits))
     for i in range(3):
         alone = select_support(
             logits[i : i + 1], ThinkingConfig(**{k: v[i].item() for k, v in rows.items()})

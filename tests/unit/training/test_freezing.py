@@ -15,7 +15,7 @@ def _without_gradient(model, base):
     """Names of the trainable parameters that no gradient reaches, by computing it."""
     config = thinking()
     ids, mask, trace, _ = batch_of(roll_out(base, config))
-    add_replay(base, config, Objective.of(config, "concrete"))
+    add_replay(base, Objective(config, "concrete"))
     base(input_ids=ids, attention_mask=mask, trace=trace)["logps"].sum().backward()
     return {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
 
