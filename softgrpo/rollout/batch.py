@@ -23,7 +23,7 @@ from torch import Tensor
 
 from softgrpo.replay.embeddings import mix
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout.attention import grouped_attention, rows_of_a_block
+from softgrpo.rollout.attention import grouped_attention
 from softgrpo.rollout.cache import SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.rollout.prefill import Prefill, Prompt, forward
@@ -108,7 +108,6 @@ class DecodingBatch:
         self.embedding = model.get_input_embeddings()
         self.device = self.embedding.weight.device
         self.cache = SlotCache(model.config, slots, capacity)
-        self._block = rows_of_a_block(model) or slots
         self._prefill = Prefill(model, self.prompts)
 
         self._slots, self._min_free = slots, max(1, int(_REFILL_SHARE * slots))
@@ -270,7 +269,7 @@ class DecodingBatch:
             arrays["was_soft"] = record.is_soft
             arrays["soft_rows"], arrays["other_rows"] = _split(record.is_soft)
         if ended:
-            staying = self.cache.order_without(ended, self._block)
+            staying = self.cache.order_without(ended)
             self._running = numbers[staying]
             self.cache.select(staying)
             arrays["staying"] = np.array(staying, dtype=np.int64)

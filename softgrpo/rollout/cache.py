@@ -136,22 +136,10 @@ class SlotCache(DynamicCache):
             for keys, values in (layer.buffers for layer in self._slot_layers)
         ]
 
-    def order_without(self, ended: Sequence[int], block: int) -> list[int]:
-        """The rows to ``select`` when some have ended: few move, old blocks stay before young ones.
-
-        A place is taken by the oldest row of the next block, that one's by the oldest of the next
-        but one, and so on; in the last block by its last row.
-
-        Args:
-            ended: Rows.
-            block: Rows of a block.
-        """
+    def order_without(self, ended: Sequence[int]) -> list[int]:
+        """The rows to ``select`` when some have ended: the last ones take their places."""
         order = list(range(len(self.starts)))
         for hole in sorted(ended, reverse=True):
-            for first in range(hole - hole % block + block, len(order), block):
-                places = range(first, min(first + block, len(order)))
-                oldest = min(places, key=lambda place: self.starts[order[place]])
-                order[hole], hole = order[oldest], oldest
             order[hole] = order[-1]
             order.pop()
         return order

@@ -16,7 +16,6 @@ from softgrpo.thinking.config import ThinkingConfig
 
 # Settings of which draw_step takes a value a row.
 _BY_ROW = ("temperature", "top_k", "top_p", "min_p", "tau")
-_BLOCK = 128  # columns whose largest is found together
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     """
     top_k = logits.shape[-1] if config.top_k is None else config.top_k
     num_columns = int(top_k.max()) if isinstance(top_k, Tensor) else top_k
-    values, ids = _largest(logits, num_columns)
+    values, ids = torch.topk(logits, num_columns, dim=-1)
     scaled = _upcast(values) / config.temperature
     if isinstance(top_k, Tensor):
         in_top_k = torch.arange(num_columns, device=logits.device) < top_k
@@ -97,25 +96,6 @@ def cut_support(ids: Tensor, probs: Tensor, mask: Tensor, config: ThinkingConfig
     mask = mask & (probs >= probs[..., :1] * min_p)
     probs = probs.masked_fill(~mask, 0.0)
     return Support(ids=ids, probs=probs / probs.sum(-1, keepdim=True), mask=mask)
-
-
-def _largest(logits: Tensor, num_columns: int) -> tuple[Tensor, Tensor]:
-    """The num_columns largest of [..., V] in falling order, and where they are: torch.topk.
-
-    On a CPU that takes its time over a vocabulary. The k largest columns lie in the k blocks whose
-    own largest are the k largest, and to find the maxima of blocks is a plain pass over memory.
-    """
-    num_blocks = logits.shape[-1] // _BLOCK
-    if logits.device.type != "cpu" or num_columns * 4 > num_blocks:
-        return torch.topk(logits, num_columns, dim=-1)
-    whole = num_blocks * _BLOCK
-    blocks = logits[..., :whole].unflatten(-1, (num_blocks, _BLOCK)).amax(-1)
-    best = torch.topk(blocks, num_columns, dim=-1).indices
-    columns = (best[..., None] * _BLOCK + torch.arange(_BLOCK)).flatten(-2)
-    rest = torch.arange(whole, logits.shape[-1]).expand(*columns.shape[:-1], -1)
-    columns = torch.cat([columns, rest], dim=-1)
-    values, places = torch.topk(logits.gather(-1, columns), num_columns, dim=-1)
-    return values, columns.gather(-1, places)
 
 
 def _upcast(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.rollout import TransformersEngine, attention, prefill
+from softgrpo.rollout import TransformersEngine, prefill
 from softgrpo.rollout.cache import SlotLayer
 from softgrpo.thinking import Objective
 from tests.helpers import (
@@ -57,18 +57,6 @@ def test_however_few_run_at_a_time_the_rollouts_are_the_same(name, options, ends
     assert _facts(together) == _facts(alone)
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a.trace.scores, b.trace.scores, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("model", ["tied", "softcap"])  # the latter with a window
-def test_attending_in_blocks_is_the_same(model, monkeypatch):
-    model = tiny_model(model, attention="sdpa")
-    alone = _generate(model, "mixed", max_batch_size=1, **NO_END)
-    monkeypatch.setattr(attention, "BLOCK", 2)
-    counts, blocks = [], attention._blocks
-    monkeypatch.setattr(attention, "_blocks", lambda x: counts.append(len(blocks(x))) or blocks(x))
-    together = _generate(model, "mixed", max_batch_size=7, **NO_END)
-    assert max(counts) == 4
-    assert _facts(together) == _facts(alone)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
