@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from softgrpo.replay import Replayed, replay
+from softgrpo.replay.packing import Packed
 from softgrpo.rollout import Rollout, TransformersEngine
 from softgrpo.thinking import Objective, SoftTrace, ThinkingConfig
 
@@ -326,3 +327,13 @@ def run_processes(script: str, *arguments: str, processes: int = 1, timeout: flo
     # One that fails takes the others along: all of them have to be heard.
     assert not failed, "\n".join(output[-3000:] for output in failed)
     return outputs[0]
+
+
+def ancestor_matrix(packed: Packed) -> Tensor:
+    """[S, S] bool, True where the row's token attends to the column's: what layouts stand for."""
+    size = len(packed.source)
+    matrix = torch.zeros(size, size, dtype=torch.bool, device=packed.source.device)
+    for path in packed.paths:
+        own, length = torch.from_numpy(path).to(matrix.device), len(path)
+        matrix[own[:, None], own] |= torch.ones_like(matrix[:length, :length]).tril()
+    return matrix

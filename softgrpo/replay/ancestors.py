@@ -1,11 +1,11 @@
 """Attention of a packed row: every token attends to its ancestors.
 
 As a matrix this mask has S x S elements, and attention under it costs S x S, however little of it
-is ancestry. With sdpa it is therefore no matrix: ``AncestorMask`` is handed through the model like
-any mask, and where it reaches torch's attention the row's tokens are laid out by sequence again,
-for the attention alone (see replay.layouts). That costs no more than the padded batch's attention,
-and no model needs to know. (It travels as the mask, not in a global, so that a checkpointed layer
-meets it again in the backward pass.) Eager attention adds the matrix to its scores.
+is ancestry. It is therefore no matrix: ``AncestorMask`` is handed through a model with sdpa
+attention like any mask, and where it reaches torch's attention the row's tokens are laid out by
+sequence again, for the attention alone (see replay.layouts). That costs no more than the padded
+batch's attention, and no model needs to know. (It travels as the mask, not in a global, so that a
+checkpointed layer meets it again in the backward pass.)
 """
 
 from __future__ import annotations
@@ -77,44 +77,20 @@ class AncestorMask(Tensor):
         return self.placement.attend(*rows, **options).transpose(0, 1)[None]
 
 
-def ancestor_matrix(packed: Packed) -> Tensor:
-    """[S, S] bool, True where the row's token attends to the column's."""
-    size = len(packed.source)
-    matrix = torch.zeros(size, size, dtype=torch.bool, device=packed.source.device)
-    for path in packed.paths:
-        own, length = torch.from_numpy(path).to(matrix.device), len(path)
-        matrix[own[:, None], own] |= torch.ones_like(matrix[:length, :length]).tril()
-    return matrix
-
-
-def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> Tensor:
-    """[1, 1, S, S] as the model's attention takes it, which is ``sdpa`` or ``eager``.
+def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> AncestorMask:
+    """[1, 1, S, S] as a model's sdpa attention takes it.
 
     Args:
         packed: The row.
         model: A causal LM.
         dtype: Of the hidden states.
     """
-    config = model.config.get_text_config()
-    if config._attn_implementation == "sdpa":
-        # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
-        repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
-        device = packed.source.device
-        layout = choose_layout(packed, device, product_dtype(device, dtype))
-        return AncestorMask.of(packed, layout, config.num_key_value_heads if repeats else None)
-    hidden = ~ancestor_matrix(packed)[None, None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(
-        hidden, torch.finfo(dtype).min
-    )
-
-
-def is_cheaper(packed: Packed, implementation: str, shape: torch.Size) -> bool:
-    """Whether a packed row attends at no greater cost than its padded batch [B, L].
-
-    Eager attention computes all S x S scores of a row: where sequences share little, that is more
-    than B x L x L.
-    """
-    return implementation == "sdpa" or len(packed.source) ** 2 <= shape.numel() * shape[1]
+    # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
+    repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
+    heads = model.config.get_text_config().num_key_value_heads if repeats else None
+    device = packed.source.device
+    layout = choose_layout(packed, device, product_dtype(device, dtype))
+    return AncestorMask.of(packed, layout, heads)
 
 
 def narrow_layers(config: Any) -> str:
@@ -140,10 +116,10 @@ def check_packing(model: Any) -> None:
     """
     config, name = model.config.get_text_config(), type(model).__name__
     implementation = config._attn_implementation
-    if implementation not in ("sdpa", "eager"):
+    if implementation != "sdpa":
         raise ValueError(
             f"share_prompts: attention {implementation!r} takes no mask of ancestors; load the "
-            "model with attn_implementation sdpa or eager, or set share_prompts: false"
+            "model with attn_implementation sdpa, or set share_prompts: false"
         )
     if kinds := narrow_layers(config):
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softgrpo.replay.ancestors import ancestor_mask, is_cheaper
+from softgrpo.replay.ancestors import ancestor_mask
 from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.head import OutputHead
 from softgrpo.replay.logps import Replayed, replay_steps
@@ -53,9 +53,8 @@ def replay(
         # Reentrant gradient checkpointing drops a block none of whose inputs needs a gradient.
         inputs.requires_grad_(bool(getattr(model, "is_gradient_checkpointing", False)))
     mask = attention_mask[:, -num_steps:].bool()
-    attention = model.config.get_text_config()._attn_implementation
-    packed = pack(input_ids, attention_mask, num_steps) if share_prompts else None
-    if packed is not None and is_cheaper(packed, attention, input_ids.shape):
+    if share_prompts:
+        packed = pack(input_ids, attention_mask, num_steps)
         hidden = model.base_model(
             inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
             attention_mask=ancestor_mask(packed, model, inputs.dtype),

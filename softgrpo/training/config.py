@@ -79,8 +79,8 @@ class SofTGRPOConfig(GRPOConfig):
             and else those of a sequence that is longer. Afterwards a bool, which transformers and
             TRL read; ``is_checkpointing_auto`` says whether it was ``auto``.
         share_prompts: Lay each micro-batch out without padding and compute what its prompts have in
-            common once (the same numbers, fewer tokens). It needs sdpa or eager attention and
-            full-attention layers; null: where the model attends by sdpa and allows it.
+            common once (the same numbers, fewer tokens). It needs sdpa attention and
+            full-attention layers; null: on a CPU, where the model allows it.
         ddp_timeout: Seconds that a process waits for the others; PATIENCE_SECONDS says why so many.
         old_logps: ``trainer`` recomputes the old log-densities ([6], the authors' way), ``rollout``
             takes the rollout's.
@@ -201,8 +201,8 @@ class SofTGRPOConfig(GRPOConfig):
     share_prompts: bool | None = field(
         default=None,
         metadata={
-            "help": "Train on common beginnings of prompts once, without padding (sdpa or eager "
-            "attention); default: where the model's sdpa attention allows it."
+            "help": "Train on common beginnings of prompts once, without padding (sdpa attention); "
+            "default: on a CPU, where the model allows it."
         },
     )
     ddp_timeout: int = field(

@@ -25,6 +25,7 @@ SETTINGS = {
     "passes": {"loss_type": "grpo", "train_batch_tokens": 20},
     "budget": {"max_think_tokens": 3, "loss_type": "grpo"},
     "padded": {"share_prompts": False, "old_logps": "rollout"},
+    "by default": {"share_prompts": None},
     "discrete": {"policy": "discrete", "top_k": None},
     "rollout copy": {"rollout_dtype": "bfloat16"},
 }  # fmt: skip
@@ -39,12 +40,12 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
         # SGD moves by the gradient; the others would hide a gradient that is too large.
         defaults = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1,
-                    "use_cpu": device == "cpu"}  # fmt: skip
+                    "use_cpu": device == "cpu", "share_prompts": attention == "sdpa"}  # fmt: skip
         args = train_config(tmp_path / device[:3], **defaults | settings)
         trainer = make_trainer(tiny_model("tied", attention=attention), args, **options())
         assert trainer.accelerator.device == torch.device(device)
-        may_share = attention == "sdpa" and settings.get("share_prompts") is not False
-        assert trainer._shares_prompts == may_share  # it would fall back to padding in silence
+        shares = settings.get("share_prompts", attention == "sdpa")
+        assert trainer._shares_prompts == (device == "cpu" if shares is None else shares)
         before = parameters(trainer.model)
         trainer.train()
         after = {name: value.cpu() for name, value in parameters(trainer.model).items()}

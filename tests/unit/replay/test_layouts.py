@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from softgrpo.replay import pack
-from softgrpo.replay.ancestors import AncestorMask, ancestor_matrix
+from softgrpo.replay.ancestors import AncestorMask
 from softgrpo.replay.layouts import Blocks, Paths, Varlen, choose_layout
-from tests.helpers import assert_same, gradients, tiny_model
+from tests.helpers import ancestor_matrix, assert_same, gradients, tiny_model
 
 CPU = torch.device("cpu")
 HEADS, GROUPS, SIZE = 4, 2, 8
