@@ -1,6 +1,7 @@
-"""Which checkpoints of a run are whole. A list of all files and their sizes is written last.
+"""Which checkpoints of a run are whole.
 
-Its files are on the disk by then, not only on their way to it: where the list is, everything is.
+A list of all files and their sizes is written last. The files are on the disk by then, not only on
+their way to it: where the list is, everything is.
 """
 
 from __future__ import annotations
@@ -8,9 +9,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from softgrpo.files import sync, write_json
+from softgrpo.files import delete, sync, write_json
 
 _LIST = "complete.json"
+
+
+def begin(checkpoint: Path) -> None:
+    """Make the folder of a checkpoint, without what a start that was killed has left of it.
+
+    Its list, or a beginning of it, would tell of files that are written over now.
+    """
+    delete(checkpoint)
+    checkpoint.mkdir(parents=True)
 
 
 def seal(checkpoint: Path) -> None:
@@ -28,10 +38,15 @@ def seal(checkpoint: Path) -> None:
 
 def complete_checkpoints(run: Path) -> tuple[list[Path], list[Path]]:
     """The checkpoints of a run that can be resumed, oldest first, and those that are incomplete."""
-    folders = [p for p in run.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    folders.sort(key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    folders = [p for p in run.glob("checkpoint-*") if p.name[len("checkpoint-") :].isdecimal()]
+    folders.sort(key=step_of)
     complete = [folder for folder in folders if _is_complete(folder)]
     return complete, [folder for folder in folders if folder not in complete]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps made when it was saved."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from softgrpo.checkpoints import complete_checkpoints
+from softgrpo.checkpoints import complete_checkpoints, step_of
 from softgrpo.cli.recipe import read_yaml
-from softgrpo.files import entries, write_json, write_whole
+from softgrpo.files import delete, entries, write_json, write_whole
 
 # What a run writes: files, folders in which each file is known by its name, folders of its own.
 _FILES = ("metrics.jsonl", "curves.png", "README.md", "config.yaml", "versions.json")
@@ -103,23 +103,23 @@ class RunDirectory:
             folder = self.path / name
             for pattern in () if folder.is_symlink() else patterns:
                 for path in folder.glob(pattern):
-                    _delete(path)
+                    delete(path)
             if folder.is_symlink() or folder.is_dir() and not any(folder.iterdir()):
-                _delete(folder)
+                delete(folder)
         for pattern in _OWN:
             for path in self.path.glob(pattern):
-                if path.name in _OWN or path.name.removeprefix("checkpoint-").isdigit():
-                    _delete(path)
+                if path.name in _OWN or path.name.removeprefix("checkpoint-").isdecimal():
+                    delete(path)
         for name in _FILES:
-            _delete(self.path / name)
+            delete(self.path / name)
 
     def last_checkpoint(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that is complete, and newer ones that are not."""
         complete, incomplete = complete_checkpoints(self.path)
         if not complete:
             return None, incomplete
-        newest = _step_of(complete[-1])
-        return complete[-1], [folder for folder in incomplete if _step_of(folder) > newest]
+        newest = step_of(complete[-1])
+        return complete[-1], [folder for folder in incomplete if step_of(folder) > newest]
 
     def write_config(self, values: dict[str, Any], command: str, seed: int) -> list[str]:
         """Save config and versions; returns how the config differs from the one that was there."""
@@ -161,18 +161,6 @@ class RunDirectory:
                 f"output_dir={self.path}: the checkpoints need about {needed / 1e9:.1f} GB and "
                 f"there are {free / 1e9:.1f} GB free; lower save_total_limit or choose another disk"
             )
-
-
-def _delete(path: Path) -> None:
-    """A file, a folder, or a link, which is not followed; nothing where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _version(name: str) -> str:

@@ -40,7 +40,7 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from softgrpo.checkpoints import seal
+from softgrpo.checkpoints import begin, seal
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.replay.kernels import without_cudnn
 from softgrpo.rewards import checked
@@ -379,7 +379,10 @@ class SofTGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder = Path(self._get_output_dir(trial=trial)) / name
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.args.should_save:
+            begin(folder)
+        self.accelerator.wait_for_everyone()
+        folder.mkdir(parents=True, exist_ok=True)  # on a disk of this process's own
         tensors = {
             f"{i}.{name}": value.contiguous().clone()  # batches of one rollout share scalars
             for i, batch in enumerate(self._unused_rollouts())

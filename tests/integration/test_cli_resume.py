@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
 from tests.helpers import write_recipe
 
@@ -113,6 +114,14 @@ def test_a_finished_run_keeps_what_it_cost(resume, run, capsys):
         assert after[path] == before[path]
     cost = json.loads(before[evaluation / "summary.json"])["cost"]
     assert f"wall time: {cost['wall time']}" in capsys.readouterr().out
+
+
+def test_killed_within_the_list_of_a_checkpoint_it_is_saved_again_and_kept(resume, run):
+    listed = run / "checkpoint-2" / "complete.json"
+    listed.rename(listed.with_name("complete.json.tmp"))
+    assert resume(save_total_limit=1) == 0
+    complete, incomplete = complete_checkpoints(run)
+    assert (complete, incomplete) == ([run / "checkpoint-2"], [])
 
 
 def test_a_finished_run_can_be_evaluated_on_more(resume, run):

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from softgrpo.checkpoints import complete_checkpoints, seal
+from softgrpo.checkpoints import begin, complete_checkpoints, seal
 
 FILES = {
     "model.safetensors": b"weights", "optimizer.pt": b"moments", "scheduler.pt": b"rate",
@@ -70,3 +70,28 @@ def test_the_list_is_written_when_the_files_are_on_the_disk(tmp_path, monkeypatc
     names = [str(folder / name) for name in sorted(FILES)]
     assert synced[: len(names)] == names and synced[-1] == str(folder)
     assert synced.index(str(folder / "complete.json.tmp")) > synced.index(str(tmp_path))
+
+
+@pytest.mark.parametrize("left", ["complete.json", "complete.json.tmp", "rollouts_1.safetensors"])
+def test_what_a_killed_start_left_is_no_part_of_the_next_one_s(tmp_path, left):
+    folder = _checkpoint(tmp_path)
+    (folder / left).write_text('{"files": {"model')
+    begin(folder)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    seal(folder)
+    assert _is_complete(folder)
+    assert {path.name for path in folder.iterdir()} == {*FILES, "complete.json"}
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_not_followed(tmp_path):
+    elsewhere = _checkpoint(tmp_path, 9)
+    (tmp_path / "checkpoint-4").symlink_to(elsewhere)
+    begin(tmp_path / "checkpoint-4")
+    assert not (tmp_path / "checkpoint-4").is_symlink()
+    assert {path.name for path in elsewhere.iterdir()} == set(FILES)
+
+
+def test_a_name_that_only_looks_like_a_number_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-²").mkdir()
+    assert complete_checkpoints(tmp_path) == ([], [])
