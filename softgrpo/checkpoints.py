@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole.
+"""Which checkpoints of a run are whole, and which are kept.
 
 A list of all files and their sizes is written last. The files are on the disk by then, not only on
 their way to it: where the list is, everything is.
@@ -7,6 +7,7 @@ their way to it: where the list is, everything is.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from softgrpo.files import delete, sync, write_json
@@ -47,6 +48,24 @@ def complete_checkpoints(run: Path) -> tuple[list[Path], list[Path]]:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps made when it was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def keep_newest(newest: Path, limit: int, best: Path | None = None) -> None:
+    """Delete all but so many checkpoints of a run: first what cannot be resumed, then by steps.
+
+    Times of files tell nothing: clocks are put back, and a copied run has those of its copying.
+
+    Args:
+        newest: Saved just now, and kept. Any with more steps is of a run before, and goes early.
+        limit: How many are kept, if ``newest`` and ``best`` are not more.
+        best: Kept too.
+    """
+    complete, incomplete = complete_checkpoints(newest.parent)
+    complete.sort(key=lambda folder: (step_of(folder) <= step_of(newest), step_of(folder)))
+    folders = [*incomplete, *complete]
+    others = [folder for folder in folders if folder not in (newest, best)]
+    for folder in others[: max(len(folders) - limit, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)  # one too many is no reason to end a run
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from softgrpo.checkpoints import begin, complete_checkpoints, seal
+from softgrpo.checkpoints import begin, complete_checkpoints, keep_newest, seal
 
 FILES = {
     "model.safetensors": b"weights", "optimizer.pt": b"moments", "scheduler.pt": b"rate",
@@ -90,6 +90,42 @@ def test_a_link_in_the_place_of_a_checkpoint_is_not_followed(tmp_path):
     begin(tmp_path / "checkpoint-4")
     assert not (tmp_path / "checkpoint-4").is_symlink()
     assert {path.name for path in elsewhere.iterdir()} == set(FILES)
+
+
+def _left(run) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in run.iterdir())
+
+
+def _saved(run, step, modified):
+    """A sealed checkpoint whose folder was modified at that second."""
+    folder = _checkpoint(run, step)
+    seal(folder)
+    os.utime(folder, (modified, modified))
+    return folder
+
+
+def test_the_newest_is_kept_whatever_the_clock_says(tmp_path):
+    _saved(tmp_path, 8, 5000)
+    _saved(tmp_path, 10, 4000)  # copied before the one above
+    newest = _saved(tmp_path, 12, 100)  # the clock was put back
+    keep_newest(newest, 2)
+    assert _left(tmp_path) == [10, 12]
+    keep_newest(newest, 1)
+    assert _left(tmp_path) == [12]
+
+
+def test_what_cannot_be_resumed_goes_before_what_can(tmp_path):
+    for step in (2, 4):
+        _saved(tmp_path, step, 100)
+    _checkpoint(tmp_path, 5)  # never sealed
+    _saved(tmp_path, 90, 100)  # of a training before, in this folder
+    newest = _saved(tmp_path, 6, 100)
+    keep_newest(newest, 4)
+    assert _left(tmp_path) == [2, 4, 6, 90]
+    keep_newest(newest, 2)
+    assert _left(tmp_path) == [4, 6]
+    keep_newest(newest, 1, best=tmp_path / "checkpoint-4")
+    assert _left(tmp_path) == [4, 6]
 
 
 def test_a_name_that_only_looks_like_a_number_is_no_checkpoint(tmp_path):
