@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +29,11 @@ from softgrpo.files import require_regular, write_whole
 from softgrpo.reports import format_table, interval, paper_rows
 
 _PAIRS_SHOWN = 60
+# How `render` begins, in every format.
+_BEGINNING = re.compile(
+    rb"(\\begin\{tabular\}\{l+\}\s+\\hline\s+|\| )?task\W+run\W+problems x samples\W"
+    rb'|\{\s+"scores": \['
+)
 
 Format = Literal["text", "markdown", "latex", "csv", "json"]
 
@@ -50,10 +56,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_output(path: Path) -> None:
-    """Refuse to write a table over samples."""
+    """Refuse to write a table over what is none."""
     require_regular(path)
-    if path.exists() and path.stat().st_size and is_records(path):
-        raise ValueError(f"--output {path}: is a file of records; choose another name")
+    if path.exists() and not is_table(path):
+        what = "is a file of records" if is_records(path) else "is there and holds no table"
+        raise ValueError(f"--output {path}: {what}; choose another name")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file begins as what `render` gives, or is empty."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        beginning = file.read(2**16)
+    return not beginning or _BEGINNING.match(beginning) is not None
 
 
 def load_runs(places: Sequence[str]) -> list[Run]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from softgrpo.cli.compare import file_stem, load_runs, render
+from softgrpo.cli.compare import file_stem, is_table, load_runs, render
 from softgrpo.cli.errors import reward_failed
 from softgrpo.cli.evaluating import Judge, evaluate_to_file, make_judge
 from softgrpo.cli.problems import LAB_TASK, load
@@ -24,7 +24,7 @@ from softgrpo.cli.strict_yaml import load_yaml
 from softgrpo.cli.style import Style, given_thinking, read_style
 from softgrpo.cli.trial import try_judge
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
-from softgrpo.files import entries, locked, write_json, write_whole
+from softgrpo.files import locked, write_json, write_whole
 from softgrpo.models import default_device, load_tokenizer, load_weights, resolve_model
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import TransformersEngine
@@ -46,7 +46,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _SAMPLES, _MAX_NEW_TOKENS = 8, 2048
 
-_SUMMARIES = ("summary.md", "cost.json")  # beside the records
+# Beside the records.
+_SUMMARY, _COST = "summary.md", "cost.json"
+_CLOCK = "wall_seconds_of_the_last_start"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     style = read_style(options.model, thinking)
     tasks = _tasks(options, style)
     output = Path(options.output or _default_output(options, style))
-    _check_output(output, tasks)
+    _check_output(output)
 
     tokenizer = load_tokenizer(
         options.model, options.trust_remote_code, options.revision, options.subfolder
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     longest = _check_context(prompt_ids, most, _context_length(options))
     engine = _engine(options, tokenizer, longest + most)
     with locked(output):
-        _check_output(output, tasks)
+        _check_output(output)
         if options.overwrite:
             for task in tasks:
                 _records(output, task).unlink(missing_ok=True)
@@ -337,36 +339,35 @@ def _records(output: Path, task: _Task) -> Path:
     return output / f"{file_stem(task.name)}.jsonl"
 
 
-def _check_output(output: Path, tasks: Sequence[_Task]) -> None:
-    """Refuse to write over what no evaluation has written; touches nothing.
+def _check_output(output: Path) -> None:
+    """Refuse to write over, or into a table with, what no evaluation has written; touches nothing.
 
     Raises:
         ValueError: The output is a file, or holds files of such names that are not ours.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file")
-    for task in tasks:
-        path = _records(output, task)
-        if path.exists() and not is_records(path):
-            raise ValueError(
-                f"--output {output}: {path.name} there is no file of records; choose another folder"
-            )
-    foreign = [path.name for path in entries(output) if path.name in _SUMMARIES]
-    if foreign and not any(map(is_records, output.glob("*.jsonl"))):
-        raise ValueError(
-            f"--output {output}: {foreign[0]} there belongs to no evaluation; choose another folder"
-        )
+    for pattern, is_ours in (("*.jsonl", is_records), (_SUMMARY, is_table), (_COST, _is_cost)):
+        for path in sorted(output.glob(pattern)):
+            if not is_ours(path):
+                raise ValueError(
+                    f"--output {output}: {path.name} there was not written by an evaluation; "
+                    "choose another folder"
+                )
+
+
+def _is_cost(path: Path) -> bool:
+    """Whether a file begins as what `_report` writes, or is empty."""
+    begins = b'{\n  "' + _CLOCK.encode()
+    return path.is_file() and path.read_bytes()[: len(begins)] in (b"", begins)
 
 
 def _report(output: Path, started: float, cpu: float) -> None:
-    runs = load_runs([str(output)])
+    # The folder may be a run's, whose own samples lie below it.
+    runs = load_runs(list(map(str, sorted(output.glob("*.jsonl")))))
     ks = default_ks(runs)
     wall, spent = time.perf_counter() - started, time.process_time() - cpu
     print("\n" + render(runs, ks, "text", None))
-    summary, spending = _SUMMARIES
-    write_whole(output / summary, render(runs, ks, "markdown", None) + "\n")
-    write_json(
-        output / spending,
-        {"wall_seconds_of_the_last_start": wall, "cpu_seconds_of_the_last_start": spent},
-    )
+    write_whole(output / _SUMMARY, render(runs, ks, "markdown", None) + "\n")
+    write_json(output / _COST, {_CLOCK: wall, "cpu_seconds_of_the_last_start": spent})
     print(f"\n{duration(wall)}, {spent:.0f} CPU-seconds; records and summary.md in {output}")

@@ -17,6 +17,7 @@ from softgrpo.cli.main import main
 from softgrpo.evaluation import read_records
 from softgrpo.files import locked
 from softgrpo.lab.chains import make_problems
+from softgrpo.reports import before_after_table
 from tests.helpers import ROOT, save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -120,17 +121,34 @@ def test_problems_are_never_written_over(problems, tmp_path, capsys, overwrite, 
     data = ["eval", "lab", "--benchmarks", "gsm8k", "--data", str(folder), "--output", str(output)]
     for command in (_command(task, output, *overwrite), [*data, *overwrite]):
         assert main(command) == 2
-        assert "no file of records" in capsys.readouterr().err
+        assert "not written by an evaluation" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"chains.jsonl", "gsm8k.jsonl"}
     assert task.read_bytes() == (folder / "gsm8k.jsonl").read_bytes() == problems.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["summary.md", "cost.json"])
-def test_a_summary_of_somebody_else_s_is_left_alone(problems, tmp_path, capsys, name):
-    (tmp_path / name).write_text("mine")
+@pytest.mark.parametrize("beside", [None, "empty.jsonl", "records.jsonl"])
+@pytest.mark.parametrize("name", ["summary.md", "cost.json", "problems.jsonl"])
+def test_files_of_somebody_else_s_are_left_alone(problems, tmp_path, capsys, name, beside):
+    (tmp_path / name).write_text('{"mine": 1}\n')
+    if beside:
+        header = {"format": "softgrpo-records/1", "settings": {}}
+        (tmp_path / beside).write_text("" if "empty" in beside else json.dumps(header) + "\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(_command(problems, tmp_path, "--limit", "2", "--overwrite")) == 2
-    assert name in capsys.readouterr().err
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+    assert f"{name} there was not written by an evaluation" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_s_folder_is_no_place_for_other_tables(problems, tmp_path, capsys):
+    """Its samples and its summary of before and after stay; the table is of what was evaluated."""
+    inside = tmp_path / "evaluation"
+    inside.mkdir()
+    (inside / "summary.md").write_text(before_after_table({}, {}, "markdown"))
+    assert main(_command(problems, inside, "--limit", "2")) == 2
+    assert "summary.md there was not written by an evaluation" in capsys.readouterr().err
+    assert [path.name for path in inside.iterdir()] == ["summary.md"]
+    assert main(_command(problems, tmp_path, "--limit", "2")) == 0
+    assert "2 x 4" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_folder_is_one_evaluation_s_at_a_time(problems, tmp_path, capsys):

@@ -133,6 +133,21 @@ def test_to_a_file(tmp_path, capsys):
     assert main(arguments) == 0 and "tabular" in target.read_text()
 
 
+@pytest.mark.parametrize("style", ["text", "markdown", "latex", "csv", "json"])
+def test_a_table_is_written_over_and_nothing_else(tmp_path, capsys, style):
+    path = _write(tmp_path / "run" / "math500.jsonl", BASE)
+    target = tmp_path / "table"
+    arguments = ["compare", str(path), "--format", style, "--output", str(target)]
+    assert main(arguments) == 0
+    table = target.read_text()
+    assert main(arguments) == 0 and target.read_text() == table
+    for mine in ("\\begin{tabular}{ll} mine", '{"question": "7 + 4"}\n', "task: data.jsonl\n"):
+        target.write_text(mine)
+        assert main(arguments) == 2
+        assert "is there and holds no table" in capsys.readouterr().err
+        assert target.read_text() == mine
+
+
 def test_an_unfinished_problem_is_left_out_and_said(tmp_path, capsys):
     path = _write(tmp_path / "run" / "math500.jsonl", BASE | {"d": [True]})
     assert main(["compare", str(path)]) == 0
