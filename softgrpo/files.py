@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_LOCK = ".softgrpo.lock"
+_OURS = ".softgrpo."  # how the names begin of what is nobody's but ours
+_LOCK = f"{_OURS}lock"
+HALF_WRITTEN = f"{_OURS}*.tmp"
+"""What a process leaves that is killed while it writes, as a pattern."""
 
 
 @contextmanager
@@ -33,8 +36,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, but for its lock; nothing where there is no folder."""
-    return [path for path in folder.iterdir() if path.name != _LOCK] if folder.is_dir() else []
+    """What lies in a folder, but for its lock and what is half written; nothing where is none."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if not path.name.startswith(_OURS)]
 
 
 def require_regular(path: Path) -> None:
@@ -59,10 +64,13 @@ def delete(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole or not at all; neither a kill nor a power loss leaves half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{_OURS}{os.getpid()}.{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 

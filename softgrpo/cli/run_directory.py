@@ -16,6 +16,7 @@ import platform
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints, step_of
 from softgrpo.cli.recipe import read_yaml
-from softgrpo.files import delete, entries, write_json, write_whole
+from softgrpo.files import HALF_WRITTEN, delete, entries, write_json, write_whole
 
-# What a run writes: files, folders in which each file is known by its name, folders of its own.
+# What a run writes beside models and checkpoints: files, and folders where each is known by name.
 _FILES = ("metrics.jsonl", "curves.png", "README.md", "config.yaml", "versions.json")
 _KNOWN = {
-    "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md"),
+    "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md", HALF_WRITTEN),
     "samples": ("step-*.jsonl", "step-*.safetensors"),
 }
-_OWN = ("model", "runs", "checkpoint-[0-9]*")
 _PACKAGES = ("softgrpo", "torch", "trl", "transformers", "accelerate", "peft", "numpy")
 
 
@@ -106,10 +106,10 @@ class RunDirectory:
                     delete(path)
             if folder.is_symlink() or folder.is_dir() and not any(folder.iterdir()):
                 delete(folder)
-        for pattern in _OWN:
-            for path in self.path.glob(pattern):
-                if path.name in _OWN or path.name.removeprefix("checkpoint-").isdecimal():
-                    delete(path)
+        for path in (self.model, self.path / "runs", *chain(*complete_checkpoints(self.path))):
+            delete(path)
+        for path in self.path.glob(HALF_WRITTEN):
+            delete(path)
         for name in _FILES:
             delete(self.path / name)
 

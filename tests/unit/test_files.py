@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from softgrpo.files import entries, locked, require_regular, write_whole
+from softgrpo.files import HALF_WRITTEN, entries, locked, require_regular, write_whole
 from tests.helpers import ROOT
 
 
@@ -41,7 +41,28 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     write_whole(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "new \ud800")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_nobody_else_s_file_is_written_on_the_way(tmp_path):
+    mine, elsewhere = tmp_path / "table.md.tmp", tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    mine.symlink_to(elsewhere)
+    write_whole(tmp_path / "table.md", "new")
+    assert mine.is_symlink() and elsewhere.read_text() == "mine"
+
+
+def test_what_a_killed_process_left_half_written_is_nobody_s(tmp_path):
+    program = f"""
+import os, signal
+from pathlib import Path
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from softgrpo.files import write_whole
+write_whole(Path({str(tmp_path / "versions.json")!r}), "new")
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
+    assert len(list(tmp_path.iterdir())) == len(list(tmp_path.glob(HALF_WRITTEN))) == 1
+    assert entries(tmp_path) == []
 
 
 def test_devices_pipes_and_folders_are_no_files(tmp_path):

@@ -66,7 +66,8 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
     (elsewhere / "weights.bin").write_text("w")
     ours = ["metrics.jsonl", "curves.png", "README.md", "evaluation/before-soft.jsonl",
             "evaluation/after-discrete.jsonl.damaged", "evaluation/summary.json",
-            "samples/step-10.jsonl", "model/config.json"]  # fmt: skip
+            "samples/step-10.jsonl", "model/config.json", ".softgrpo.7.versions.json.tmp",
+            "evaluation/.softgrpo.7.summary.json.tmp"]  # fmt: skip
     theirs = ["thesis.tex", "evaluation/notes.md", "checkpoint-best/model.safetensors", "a.jsonl"]
     for name in ours + theirs:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
