@@ -31,6 +31,8 @@ _FILES = ("metrics.jsonl", "curves.png", "README.md", "config.yaml", "versions.j
 _KNOWN = {
     "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md", HALF_WRITTEN),
     "samples": ("step-*.jsonl", "step-*.safetensors"),
+    "completions": ("completions_*.parquet",),
+    "runs": (),
 }
 _PACKAGES = ("softgrpo", "torch", "trl", "transformers", "accelerate", "peft", "numpy")
 
@@ -99,6 +101,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run leaves, and nothing else; what tells it from others goes last."""
+        for path in (self.model, *self._event_folders(), *chain(*complete_checkpoints(self.path))):
+            delete(path)
         for name, patterns in _KNOWN.items():
             folder = self.path / name
             for pattern in () if folder.is_symlink() else patterns:
@@ -106,12 +110,19 @@ class RunDirectory:
                     delete(path)
             if folder.is_symlink() or folder.is_dir() and not any(folder.iterdir()):
                 delete(folder)
-        for path in (self.model, self.path / "runs", *chain(*complete_checkpoints(self.path))):
-            delete(path)
         for path in self.path.glob(HALF_WRITTEN):
             delete(path)
         for name in _FILES:
             delete(self.path / name)
+
+    def _event_folders(self) -> list[Path]:
+        """TensorBoard's; `runs` is also where other runs lie, if this one's folder is theirs."""
+        folders = [] if (self.path / "runs").is_symlink() else (self.path / "runs").glob("*/")
+        return [
+            folder
+            for folder in folders
+            if all(path.name.startswith("events.out.tfevents.") for path in folder.iterdir())
+        ]
 
     def last_checkpoint(self) -> tuple[Path | None, list[Path]]:
         """The newest checkpoint that is complete, and newer ones that are not."""

@@ -67,14 +67,22 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
     ours = ["metrics.jsonl", "curves.png", "README.md", "evaluation/before-soft.jsonl",
             "evaluation/after-discrete.jsonl.damaged", "evaluation/summary.json",
             "samples/step-10.jsonl", "model/config.json", ".softgrpo.7.versions.json.tmp",
-            "evaluation/.softgrpo.7.summary.json.tmp"]  # fmt: skip
-    theirs = ["thesis.tex", "evaluation/notes.md", "checkpoint-best/model.safetensors", "a.jsonl"]
+            "evaluation/.softgrpo.7.summary.json.tmp", "completions/completions_00002.parquet",
+            "runs/Nov26_host/events.out.tfevents.1"]  # fmt: skip
+    theirs = [
+        "thesis.tex",
+        "evaluation/notes.md",
+        "checkpoint-best/model.safetensors",
+        "a.jsonl",
+        "runs/another/versions.json",
+        "runs/another/model/model.safetensors",
+    ]
     for name in ours + theirs:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("x")
     _checkpoint(run, 3)
     (run / "checkpoint-7").symlink_to(elsewhere)
-    (run / "runs").symlink_to(elsewhere)
+    (run / "runs" / "linked").symlink_to(elsewhere)
     directory.clear()
     assert sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) == sorted(theirs)
     assert not (run / "checkpoint-7").is_symlink() and not (run / "samples").exists()
@@ -82,7 +90,7 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluation", "samples", "model", "checkpoint-3", "metrics.jsonl"]
+    "name", ["evaluation", "samples", "model", "runs", "checkpoint-3", "metrics.jsonl"]
 )
 def test_what_a_link_leads_to_is_not_the_run_s(tmp_path, name):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
