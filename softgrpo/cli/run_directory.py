@@ -91,6 +91,24 @@ class RunDirectory:
                 "--overwrite deletes it, --output_dir NAME starts another"
             )
 
+    def check_inputs(self, **inputs: object) -> None:
+        """Refuse to write where the run is made from, by whatever path or link; touches nothing.
+
+        Args:
+            inputs: What fields name: a file, a folder, or what is no path.
+
+        Raises:
+            ValueError: One lies in the folder.
+        """
+        folder = self.path.resolve()
+        for name, place in inputs.items():
+            source = Path(str(place))
+            if source.exists() and source.resolve().is_relative_to(folder):
+                raise ValueError(
+                    f"output_dir={self.path}: {name}={place} lies in it, and a run does not write "
+                    "over what it is made from; choose another folder"
+                )
+
     def _is_run(self) -> bool:
         """Whether a run has written what lies here: versions first, which name the program."""
         try:

@@ -50,6 +50,9 @@ def _run(
     is_main = args.process_index == 0
     if is_main:
         directory.check(resume, overwrite)
+        options: Any = config.task_options or {}
+        source = options.get("eval_source")
+        directory.check_inputs(model=config.model, task=config.task, eval_source=source)
     plan = make_plan(config, args)
     if is_main and resume:
         check_changes(directory, values, plan.num_steps, args.world_size)

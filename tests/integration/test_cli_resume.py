@@ -98,6 +98,30 @@ def _unwanted(*_):
     raise AssertionError("a model was loaded")
 
 
+@pytest.mark.parametrize("by_link", [False, True], ids=["itself", "by a link"])
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [("model", "."), ("model", "model"), ("model", "checkpoint-1"), ("task", "problems.jsonl"),
+     ("eval_source", "problems.jsonl")],
+)  # fmt: skip
+def test_a_run_is_not_written_over_what_it_is_made_from(
+    finished, run, monkeypatch, capsys, field, place, by_link
+):
+    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    values = yaml.safe_load(finished.read_text())
+    (run / "problems.jsonl").write_bytes(Path(values["task"]).read_bytes())
+    if by_link:
+        (run.parent / "link").symlink_to(run)
+    named = str((run.parent / "link" if by_link else run) / place)
+    changed = {"task_options": {field: named}} if field == "eval_source" else {field: named}
+    path = run.parent / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values | {"output_dir": str(run)} | changed))
+    before = _all_files(run)
+    assert main(["train", str(path), "--overwrite"]) == 2
+    assert f"{field}={named} lies in it" in capsys.readouterr().err
+    assert _all_files(run) == before
+
+
 def test_another_number_of_processes_is_refused(resume, run, capsys):
     checkpoint = run / "checkpoint-2"
     shutil.copy(checkpoint / "rollouts_0.safetensors", checkpoint / "rollouts_1.safetensors")
