@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from softgrpo.files import delete, sync, write_json
+from softgrpo.files import delete, sync, sync_all, write_json
 
 _LIST = "complete.json"
 
@@ -26,14 +26,13 @@ def begin(checkpoint: Path) -> None:
 
 def seal(checkpoint: Path) -> None:
     """Say that a checkpoint is whole, once every process has written its part."""
-    paths = sorted(checkpoint.rglob("*"))
-    for path in paths:
-        sync(path)
-    sizes = {
-        str(path.relative_to(checkpoint)): path.stat().st_size for path in paths if path.is_file()
-    }
-    sync(checkpoint)
+    sync_all(checkpoint)
     sync(checkpoint.parent)
+    sizes = {
+        str(path.relative_to(checkpoint)): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file()
+    }
     write_json(checkpoint / _LIST, {"files": sizes})
 
 

@@ -79,6 +79,21 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2))
 
 
+def put_in_place(made: Path, folder: Path) -> None:
+    """Let a folder take the place of another, or of a link, when the disk holds all of it."""
+    sync_all(made)
+    delete(folder)
+    made.rename(folder)
+    sync(folder.parent)
+
+
+def sync_all(folder: Path) -> None:
+    """Have the disk hold a folder and all that is below it."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
 def sync(path: Path) -> None:
     """Have the disk hold a file or the names in a folder: from here on a power loss spares it."""
     descriptor = os.open(path, os.O_RDONLY)

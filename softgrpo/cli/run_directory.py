@@ -60,6 +60,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def unfinished_model(self) -> Path:
+        """Where the final model is until all of it is there."""
+        return self.path / HALF_WRITTEN.replace("*", "model")
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 

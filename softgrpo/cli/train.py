@@ -21,7 +21,7 @@ from softgrpo.cli.progress import TrainingProgress
 from softgrpo.cli.recipe import read_recipe
 from softgrpo.cli.resuming import check_changes
 from softgrpo.cli.run_directory import RunDirectory
-from softgrpo.files import locked
+from softgrpo.files import delete, locked, put_in_place
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
@@ -88,7 +88,7 @@ def _carry_out(
         if interrupt.requested:
             _say([f"saved after step {trainer.state.global_step}; go on with: {again}"])
             return 130
-        trainer.save_model(str(directory.model))
+        _save_model(trainer, directory)
         trainer.engine.sync()  # in every process: shards are gathered
         if is_main:
             with trainer.rollout_precision():
@@ -183,6 +183,20 @@ def _train(
         step = trainer.state.global_step + 1
         raise NonFiniteLogitsError(f"{error}, in the rollout of training step {step}") from error
     return True
+
+
+def _save_model(trainer: SofTGRPOTrainer, directory: RunDirectory) -> None:
+    """The final model, whole or not at all: a former one, or the checkpoints, stand until then."""
+    made, is_main = directory.unfinished_model, trainer.is_world_process_zero()
+    if is_main:
+        delete(made)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(made), _internal_call=True)  # which does not push it yet
+    trainer.accelerator.wait_for_everyone()
+    if is_main:
+        put_in_place(made, directory.model)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def _checkpoint(directory: RunDirectory) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
+from softgrpo.training import SofTGRPOTrainer
 from tests.helpers import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -146,6 +148,34 @@ def test_killed_within_the_list_of_a_checkpoint_it_is_saved_again_and_kept(resum
     assert resume(save_total_limit=1) == 0
     complete, incomplete = complete_checkpoints(run)
     assert (complete, incomplete) == ([run / "checkpoint-2"], [])
+
+
+def test_stopped_while_it_saves_the_model_the_former_one_stands(resume, run, monkeypatch, capsys):
+    save = SofTGRPOTrainer.save_model
+
+    def half(trainer, folder, _internal_call=False):
+        save(trainer, folder, _internal_call)
+        if "checkpoint" not in folder:
+            os.truncate(Path(folder) / "model.safetensors", 500)
+            raise KeyboardInterrupt
+
+    before = _all_files(run / "model")
+    monkeypatch.setattr(SofTGRPOTrainer, "save_model", half)
+    assert resume(max_steps=3) == 130
+    assert _all_files(run / "model") == before
+    shutil.rmtree(run / "model")
+    assert main(["generate", str(run), "a", "--max-new-tokens", "2"]) == 0  # the last checkpoint's
+    monkeypatch.setattr(SofTGRPOTrainer, "save_model", save)
+    assert resume(max_steps=3) == 0
+    assert set(_all_files(run / "model")) == set(before) and not list(run.glob(".softgrpo.*.tmp"))
+
+
+def test_a_link_in_the_model_s_place_is_not_written_through(resume, run):
+    (run / "model").rename(run.parent / "base")
+    (run / "model").symlink_to(run.parent / "base")
+    before = _all_files(run.parent / "base")
+    assert resume(max_steps=3) == 0
+    assert _all_files(run.parent / "base") == before and not (run / "model").is_symlink()
 
 
 def test_a_finished_run_can_be_evaluated_on_more(resume, run):
