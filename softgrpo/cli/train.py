@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shlex
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +28,8 @@ from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import NonFiniteLogitsError
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+
+_FULL = 2**20  # bytes free, where torch fails to write and does not say why
 
 
 def run(recipe: str, arguments: Sequence[str], *, resume: bool, overwrite: bool) -> int:
@@ -107,7 +110,7 @@ def _carry_out(
     except (NonFiniteLossError, NonFiniteLogitsError) as error:
         raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
     except Exception as error:
-        if not _is_disk_full(error):
+        if not _is_disk_full(error, directory.path):
             raise
         raise RunFailed(
             f"no space left on the disk of {directory.path}; {_what_is_left(directory)}; make "
@@ -230,16 +233,22 @@ def _checkpoint_bytes(plan: Plan) -> int:
     return 0 if plan.lora else weights * (1 + 3 * saves)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    """Also where torch or safetensors put it into words of their own."""
+def _is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Also where torch or safetensors put it into words of their own, or only fail."""
     if isinstance(error, OSError):
-        return error.errno == errno.ENOSPC
-    return "No space left on device" in str(error)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left on device" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _FULL
 
 
 def _draw(plan: Plan, directory: RunDirectory) -> None:
-    if directory.metrics.exists() and read_metrics(directory.metrics):
-        draw_curves(directory.metrics, directory.curves, f"{plan.config.model}, {plan.config.task}")
+    try:
+        if directory.metrics.exists() and read_metrics(directory.metrics):
+            title = f"{plan.config.model}, {plan.config.task}"
+            draw_curves(directory.metrics, directory.curves, title)
+    except OSError as error:  # it must not hide why the run has ended, a full disk for one
+        _say([f"{directory.curves}: not drawn: {error}"])
 
 
 def _say(lines: Iterable[str]) -> None:

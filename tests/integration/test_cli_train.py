@@ -158,18 +158,30 @@ def test_no_disk_space(recipe, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_disk_fills_up_while_saving(recipe, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, ""), OSError(errno.EDQUOT, ""), RuntimeError("unexpected pos 9 vs 5")],
+    ids=str,
+)
+def test_the_disk_fills_up_while_saving(recipe, monkeypatch, capsys, error):
+    """torch does not say that it is for the disk that it cannot write."""
     save = SofTGRPOTrainer._save_checkpoint
 
     def fail(trainer, *arguments):
         if trainer.state.global_step > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            none = SimpleNamespace(free=0)
+            monkeypatch.setattr("shutil.disk_usage", lambda path: none)
+            raise error
         save(trainer, *arguments)
 
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(SofTGRPOTrainer, "_save_checkpoint", fail)
+    monkeypatch.setattr("softgrpo.cli.train.draw_curves", full)
     assert main(["train", recipe(num_eval_problems=0)]) == 1
-    error = capsys.readouterr().err
-    assert "no space left" in error and "checkpoint-2" in error and "--resume" in error
+    said = capsys.readouterr().err
+    assert "no space left" in said and "checkpoint-2" in said and "--resume" in said
 
 
 def test_a_loss_that_is_not_finite(recipe, tmp_path, monkeypatch, capsys):
