@@ -53,6 +53,16 @@ def require_regular(path: Path) -> None:
         raise ValueError(f"{path}: is {what}")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have the system's errors name the file that matters; that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def delete(path: Path) -> None:
     """A file, a folder, or a link, which is not followed; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
@@ -66,9 +76,10 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_OURS}{os.getpid()}.{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, path)
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, get_args, get_type_hints
 
-from softgrpo.files import require_regular
+from softgrpo.files import naming, require_regular
 
 FORMAT = "softgrpo-records/1"
 _START = b'{"format": "softgrpo-records/'
@@ -92,7 +93,8 @@ class RecordFile:
                 raise ValueError(f"{path}: another process is writing to it") from error
             self.records, self.dropped = self._recover(_plain(settings))
         except BaseException:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             raise
 
     def append(self, record: Record) -> None:
@@ -105,15 +107,19 @@ class RecordFile:
 
     def close(self) -> None:
         """Have the disk hold all records, and let others have the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()  # whatever the disk says, or the lock stays
 
     def __enter__(self) -> RecordFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # What has ended the evaluation is told, not that the same write fails once more.
+        with suppress(OSError) if kind else nullcontext():
+            self.close()
 
     def _recover(self, settings: dict[str, Any]) -> tuple[dict[tuple[str, int], Record], int]:
         self._file.seek(0)
@@ -143,14 +149,16 @@ class RecordFile:
         names = itertools.chain([""], (f".{i}" for i in itertools.count(2)))
         paths = (Path(f"{self.path}.damaged{name}") for name in names)
         self._file.seek(whole)
-        with open(next(path for path in paths if not path.exists()), "xb") as aside:
+        path = next(path for path in paths if not path.exists())
+        with naming(path), open(path, "xb") as aside:
             shutil.copyfileobj(self._file, aside)
         self._file.truncate(whole)
 
     def _write(self, value: Mapping[str, Any]) -> None:
         # surrogatepass would not be UTF-8; the escapes of ASCII JSON hold whatever a model wrote.
-        self._file.write(json.dumps(value).encode("ascii") + b"\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(value).encode("ascii") + b"\n")
+            self._file.flush()
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[Record], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -42,6 +43,16 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "new \ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("softgrpo.files.sync", full)
+    with pytest.raises(OSError, match="table.md") as raised:
+        write_whole(tmp_path / "table.md", "new")
+    assert raised.value.filename == str(tmp_path / "table.md") and not list(tmp_path.iterdir())
 
 
 def test_nobody_else_s_file_is_written_on_the_way(tmp_path):

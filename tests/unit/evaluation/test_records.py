@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,20 @@ def test_two_processes_do_not_write_one_file(tmp_path):
             [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ
         )
     assert other.returncode == 1 and "another process is writing" in other.stderr
+
+
+def test_a_full_disk_is_told_with_the_file_s_name_and_lets_go_of_it(tmp_path):
+    """As a limit on the size of files says it."""
+    path = tmp_path / "a.jsonl"
+    with RecordFile(path, SETTINGS) as file:
+        file.append(_record())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        with pytest.raises(OSError) as raised, RecordFile(path, SETTINGS) as file:
+            file.append(_record(sample=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(path)
+    with RecordFile(path, SETTINGS) as file:
+        assert list(file.records) == [("p/0", 0)] and file.dropped == 20
