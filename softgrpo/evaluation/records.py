@@ -88,8 +88,9 @@ class RecordFile:
         self._file = open(path, "a+b")  # noqa: SIM115 (closed by close)
         try:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                with naming(path):
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
                 raise ValueError(f"{path}: another process is writing to it") from error
             self.records, self.dropped = self._recover(_plain(settings))
         except BaseException:

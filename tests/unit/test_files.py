@@ -37,6 +37,16 @@ with locked(Path({str(tmp_path)!r})):
         pass
 
 
+def test_a_disk_that_knows_no_locks_is_not_another_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="[Nn]o locks") as raised, locked(tmp_path):
+        pass
+    assert raised.value.filename == str(tmp_path / ".softgrpo.lock")
+
+
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     path = tmp_path / "table.md"
     write_whole(path, "old")
