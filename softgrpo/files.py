@@ -43,6 +43,11 @@ def entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(_OURS)]
 
 
+def is_model_card(path: Path) -> bool:
+    """Whether a README is TRL's, which writes it anew with every checkpoint, and not the user's."""
+    return path.is_file() and b"\n- generated_from_trainer\n" in path.read_bytes()
+
+
 def require_regular(path: Path) -> None:
     """Refuse what can be opened and is no file: a device has no end, a pipe has no beginning.
 

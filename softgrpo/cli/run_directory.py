@@ -24,10 +24,10 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints, step_of
 from softgrpo.cli.recipe import read_yaml
-from softgrpo.files import HALF_WRITTEN, delete, entries, write_json, write_whole
+from softgrpo.files import HALF_WRITTEN, delete, entries, is_model_card, write_json, write_whole
 
 # What a run writes beside models and checkpoints: files, and folders where each is known by name.
-_FILES = ("metrics.jsonl", "curves.png", "README.md", "config.yaml", "versions.json")
+_FILES = ("metrics.jsonl", "curves.png", "config.yaml", "versions.json")
 _KNOWN = {
     "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md", HALF_WRITTEN),
     "samples": ("step-*.jsonl", "step-*.safetensors"),
@@ -135,6 +135,8 @@ class RunDirectory:
                 delete(folder)
         for path in self.path.glob(HALF_WRITTEN):
             delete(path)
+        if is_model_card(self.path / "README.md"):
+            delete(self.path / "README.md")
         for name in _FILES:
             delete(self.path / name)
 

@@ -41,6 +41,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from softgrpo.checkpoints import begin, keep_newest, seal
+from softgrpo.files import is_model_card
 from softgrpo.replay import add_replay, check_model, check_packing
 from softgrpo.replay.kernels import without_cudnn
 from softgrpo.rewards import checked
@@ -403,6 +404,11 @@ class SofTGRPOTrainer(GRPOTrainer):
             best = self.state.best_model_checkpoint
             if limit and limit > 0:
                 keep_newest(folder, limit, Path(best) if best else None)
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        readme = Path(str(self.args.output_dir)) / "README.md"
+        if not readme.exists() or is_model_card(readme):
+            super().create_model_card(*arguments, **options)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         started = super()._init_training_state(max_steps, *args, **kwargs)

@@ -12,6 +12,7 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
+from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.training import SofTGRPOTrainer
 from tests.helpers import write_recipe
 
@@ -176,6 +177,15 @@ def test_a_link_in_the_model_s_place_is_not_written_through(resume, run):
     before = _all_files(run.parent / "base")
     assert resume(max_steps=3) == 0
     assert _all_files(run.parent / "base") == before and not (run / "model").is_symlink()
+
+
+def test_a_readme_of_the_user_s_stays_and_the_trainer_s_own_goes(resume, run):
+    directory, readme = RunDirectory(run), run / "README.md"
+    assert "TRL" in readme.read_text()
+    readme.write_text("# What I found\n")
+    assert resume(max_steps=3) == 0
+    directory.clear()
+    assert readme.read_text() == "# What I found\n" and list(run.glob("[!.]*")) == [readme]
 
 
 def test_a_finished_run_can_be_evaluated_on_more(resume, run):

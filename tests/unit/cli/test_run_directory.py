@@ -64,13 +64,14 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
     directory = _run(run)
     elsewhere.mkdir()
     (elsewhere / "weights.bin").write_text("w")
-    ours = ["metrics.jsonl", "curves.png", "README.md", "evaluation/before-soft.jsonl",
+    ours = ["metrics.jsonl", "curves.png", "evaluation/before-soft.jsonl",
             "evaluation/after-discrete.jsonl.damaged", "evaluation/summary.json",
             "samples/step-10.jsonl", "model/config.json", ".softgrpo.7.versions.json.tmp",
             "evaluation/.softgrpo.7.summary.json.tmp", "completions/completions_00002.parquet",
             "runs/Nov26_host/events.out.tfevents.1"]  # fmt: skip
     theirs = [
         "thesis.tex",
+        "README.md",
         "evaluation/notes.md",
         "checkpoint-best/model.safetensors",
         "a.jsonl",
