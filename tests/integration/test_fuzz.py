@@ -146,9 +146,16 @@ def test_traces(tmp_path):
 
 
 def test_run_folders(tmp_path):
-    names = ["config.yaml", "versions.json", "metrics.jsonl", "model/w", "README.md",
+    names = ["config.yaml", "versions.json", "metrics.jsonl", "model/w",
              "evaluation/before-soft.jsonl", "checkpoint-3/w", "samples/step-1.jsonl"]  # fmt: skip
-    theirs = ["notes.txt", "model.py", "checkpoint-best/w", "evaluation/mine", "samples/mine"]
+    theirs = [
+        "notes.txt",
+        "README.md",
+        "model.py",
+        "checkpoint-best/w",
+        "evaluation/mine",
+        "samples/mine",
+    ]
     for number, rng in enumerate(_rngs(200, 4)):
         folder = tmp_path / "run"
         shutil.rmtree(folder, ignore_errors=True)
