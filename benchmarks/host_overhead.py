@@ -49,8 +49,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from softgrpo.lab.chains import THINK_END
 from softgrpo.lab.tokenizer import make_tokenizer
 from softgrpo.rollout import batch as rollout_batch
-from softgrpo.rollout import steps as rollout_steps
-from softgrpo.rollout import transfer
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.packed import PackedRecord
@@ -60,7 +58,8 @@ from softgrpo.rollout.vllm_plugin.wire import (
     decode_response,
     encode_request,
 )
-from softgrpo.thinking import Objective, ThinkingConfig
+from softgrpo.thinking import Objective, ThinkingConfig, transfer
+from softgrpo.thinking import advance as advancing
 from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.phases import Markers
 
@@ -170,7 +169,7 @@ def _stopwatch(clock: Clock) -> Iterator[list[float]]:
         nothing()
     own = (clock() - start - on_device[0]) / 10_000
 
-    names = [(rollout_steps, "_draw"), (rollout_steps, "_join"), (transfer, "spread")]
+    names = [(advancing, "_draw"), (advancing, "_join"), (transfer, "spread")]
     names += [(rollout_batch, name) for name in ("settle", "mix")]
     names += [(DecodingBatch, name) for name in ("_keep", "_next_logits")]
     names += [(NoiseTable, "next")]

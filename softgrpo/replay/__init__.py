@@ -1,8 +1,9 @@
 """A trace under a model: inputs rebuilt, log-densities of the recorded steps."""
 
+from softgrpo.modeling.inputs import mix, position_ids
 from softgrpo.replay.ancestors import check_packing
-from softgrpo.replay.embeddings import build_inputs_embeds, mix
-from softgrpo.replay.forward import add_replay, position_ids, replay
+from softgrpo.replay.embeddings import build_inputs_embeds
+from softgrpo.replay.forward import add_replay, replay
 from softgrpo.replay.head import OutputHead, check_model
 from softgrpo.replay.logps import (
     Replayed,

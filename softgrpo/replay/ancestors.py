@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softgrpo.replay.kernels import product_dtype
+from softgrpo.modeling.attention import narrow_layers
+from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.layouts import Layout, choose_layout
 from softgrpo.replay.packing import Packed, pack
 
@@ -91,18 +92,6 @@ def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> AncestorMas
     device = packed.source.device
     layout = choose_layout(packed, device, product_dtype(device, dtype))
     return AncestorMask.of(packed, layout, heads)
-
-
-def narrow_layers(config: Any) -> str:
-    """The kinds of layer that do not attend to every earlier token; empty where all do.
-
-    Args:
-        config: The text model's.
-    """
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds or not getattr(config, "sliding_window", None):
-        return ", ".join(sorted(kinds))
-    return "sliding window"
 
 
 @torch.no_grad()

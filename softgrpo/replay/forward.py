@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softgrpo.modeling.inputs import position_ids
 from softgrpo.replay.ancestors import ancestor_mask
 from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.head import OutputHead
@@ -94,8 +95,3 @@ def add_replay(model: Any, objective: Objective, share_prompts: bool = False) ->
         return replayed._asdict()
 
     model.forward = types.MethodType(forward, model)
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """[B, L] positions that count tokens only, so that left padding does not shift them."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)

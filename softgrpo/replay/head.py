@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softgrpo.modeling.parameters import whole
 from softgrpo.replay.columns import column_logits
 
 
@@ -120,8 +121,3 @@ def _logit_scale(config: Any) -> float:
     if scaling is None:
         return 1.0
     return float(scaling) if config.model_type == "hyperclovax" else 1 / float(scaling)
-
-
-def whole(parameter: Any) -> Any:
-    """The whole parameter where FSDP2 keeps a shard (with its gradient), else itself."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from softgrpo.replay.kernels import product_dtype
+from softgrpo.modeling.attention import attend_in_groups
+from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.packing import Packed
 
 # On a CPU completions of so many tokens attend without masks, unless prompts are longer still.
@@ -276,36 +277,6 @@ class Varlen:
             enable_gqa=key.shape[1] != query.shape[1],
         )
         return output.index_select(0, self.places)
-
-
-def attend_in_groups(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> Tensor:
-    """F.scaled_dot_product_attention with the heads of a group as rows of one query block.
-
-    Keys and values are not repeated for each head; torch's own grouping is slow on a CPU.
-
-    Args:
-        query: [B, H, L, D].
-        key, value: [B, H', S, D], H a multiple of H'.
-        mask: [B, 1, L, S] or None.
-        options: dropout_p and scale.
-
-    Returns:
-        [B, H, L, D of the values].
-    """
-    batch, heads, length, size = query.shape
-    groups = key.shape[1]
-    if mask is not None and length > 1:  # a single row broadcasts
-        mask = mask.repeat(1, 1, heads // groups, 1)
-    output = F.scaled_dot_product_attention(
-        query.reshape(batch, groups, heads // groups * length, size),
-        key,
-        value,
-        attn_mask=mask,
-        **options,
-    )
-    return output.reshape(batch, heads, length, value.shape[-1])
 
 
 def _rows(tokens: Tensor, index: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.head import OutputHead
-from softgrpo.replay.kernels import product_dtype
 from softgrpo.replay.tokens import token_logps, tokens_from_hidden
 from softgrpo.thinking import densities
 from softgrpo.thinking.densities import DensityName, Reduction

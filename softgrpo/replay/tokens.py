@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.head import OutputHead
-from softgrpo.replay.kernels import product_dtype
 from softgrpo.thinking.blocks import row_blocks, spans
 
 # exp of it is 0, as is that of -inf; but 0 times it is 0 as well.

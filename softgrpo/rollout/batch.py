@@ -21,16 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softgrpo.replay.embeddings import mix
+from softgrpo.modeling.attention import grouped_attention
+from softgrpo.modeling.inputs import mix
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout.attention import grouped_attention
 from softgrpo.rollout.cache import SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.rollout.prefill import Prefill, Prompt, forward
 from softgrpo.rollout.prepacked import prepacked
 from softgrpo.rollout.recorder import Recorder
-from softgrpo.rollout.steps import StepRecord, decide, decisions, draw, order_of, settle
-from softgrpo.rollout.transfer import upload
+from softgrpo.thinking.advance import StepRecord, decide, decisions, draw, order_of, settle
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.objective import Objective
@@ -38,6 +37,7 @@ from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import Steps
+from softgrpo.thinking.transfer import upload
 
 # Waiting sequences are let in once this share of the places is free, several prompts a prefill.
 _REFILL_SHARE = 0.125

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from softgrpo.replay.kernels import product_dtype
+from softgrpo.modeling.kernels import product_dtype
 
 # Of an accelerator's free memory, for a cache whose size nobody has set.
 _CACHE_SHARE = 0.7

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgrpo.replay.ancestors import narrow_layers
-from softgrpo.replay.forward import position_ids
+from softgrpo.modeling.attention import narrow_layers
+from softgrpo.modeling.inputs import position_ids
 from softgrpo.rollout.cache import KeyValues, SlotCache
 
 Prompt = tuple[int, ...]

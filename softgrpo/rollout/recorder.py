@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softgrpo.rollout.steps import StepRecord
+from softgrpo.thinking.advance import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.trace import SoftTrace
 

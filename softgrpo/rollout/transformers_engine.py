@@ -20,7 +20,7 @@ from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.cache import affordable_tokens, cache_size
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
-from softgrpo.rollout.steps import StepRecord
+from softgrpo.thinking.advance import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers

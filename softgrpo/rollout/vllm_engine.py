@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgrpo.replay.head import whole
+from softgrpo.modeling.parameters import whole
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from softgrpo.replay.head import whole
+from softgrpo.modeling.parameters import whole
 from softgrpo.rollout.engine import Rollout, check_prompts
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest

@@ -10,7 +10,7 @@ from torch import Tensor
 from softgrpo.thinking.blocks import row_blocks
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
-from softgrpo.thinking.support import Support, by_columns, select_support
+from softgrpo.thinking.support import Support, by_columns, cut_support, select_support
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def draw_step(
     """
     policy, config = POLICIES[config.policy], by_columns(config, logits)
     if config.policy == "discrete":
-        return _draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))
+        return draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))[0]
     support = select_support(logits, config)
     num_columns = support.ids.shape[-1]
     if isinstance(policy, EmbeddingGaussian):
@@ -87,16 +87,39 @@ def draw_step(
     )
 
 
-def _draw_token(logits: Tensor, config: ThinkingConfig, noise: Tensor) -> SoftStep:
-    """An ordinary token. Without top-k and top-p no sort of the vocabulary is needed."""
-    whole_vocabulary = config.top_k is None and not isinstance(config.top_p, Tensor)
-    if whole_vocabulary and config.top_p == 1:
-        return _token_step(*_draw_from_vocabulary(logits, config, noise))
-    return draw_token_from(select_support(logits, config), noise)
+def draw_token(
+    logits: Tensor, config: ThinkingConfig, noise: Tensor, num_columns: int | None = None
+) -> tuple[SoftStep, Tensor | None]:
+    """Sample an ordinary token of every row.
+
+    Args:
+        logits: [N, V] float.
+        config: Its temperature, top_k, top_p and min_p, plain or ``by_columns``.
+        noise: [N, 1] Exponential(1) draws.
+        num_columns: Of how many of the likeliest columns to cut a nucleus of the vocabulary; None:
+            of all. Sorting all of them takes as long as the model does.
+
+    Returns:
+        The step, of one column; and [N] bool, the rows whose columns did not hold top_p of the
+        mass, so that what they drew means nothing. None: there can be none.
+    """
+    top_p, some = config.top_p, num_columns or logits.shape[-1]
+    if config.top_k is not None or isinstance(top_p, Tensor):
+        return _token_of(select_support(logits, config), noise), None
+    if top_p == 1:
+        return _token_step(*_draw_from_vocabulary(logits, config, noise)), None
+    if some >= logits.shape[-1]:
+        return _token_of(select_support(logits, config), noise), None
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / config.temperature
+    values, ids = logits.topk(some, dim=-1)
+    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    support = cut_support(ids, probs, torch.ones_like(ids, dtype=torch.bool), config)
+    assert top_p is not None, "ThinkingConfig fills it in"
+    # Where the sum is not finite, more columns would not make a number of it.
+    return _token_of(support, noise), probs.sum(-1) <= top_p
 
 
-def draw_token_from(support: Support, noise: Tensor) -> SoftStep:
-    """An ordinary token of a support, by noise [N, 1]: a step of one column."""
+def _token_of(support: Support, noise: Tensor) -> SoftStep:
     ids = support.ids.gather(-1, invert_cdf(support.probs, noise))
     return _token_step(ids, support.entropy)
 

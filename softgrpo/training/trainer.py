@@ -42,8 +42,8 @@ from trl.trainer.utils import RepeatSampler
 
 from softgrpo.checkpoints import begin, keep_newest, seal
 from softgrpo.files import is_model_card
+from softgrpo.modeling.kernels import without_cudnn
 from softgrpo.replay import add_replay, check_model, check_packing
-from softgrpo.replay.kernels import without_cudnn
 from softgrpo.rewards import checked
 from softgrpo.rollout import Rollout, TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine

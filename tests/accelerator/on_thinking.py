@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from softgrpo.rollout.steps import advance
 from softgrpo.thinking import draw_step
+from softgrpo.thinking.advance import advance
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.policies import POLICIES

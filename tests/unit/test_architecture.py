@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).parents[2] / "softgrpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room -> the rooms it may import, itself aside. A module beside the rooms is a room.
-_METHOD = {"thinking", "replay", "rollout"}
+_METHOD = {"thinking", "modeling", "replay", "rollout"}
 _LEAVES = {
     "rewards", "sandbox", "tasks", "reports", "lab", "planning", "models", "files", "checkpoints",
 }  # fmt: skip
 MAY_IMPORT = {
     "thinking": set(),
-    "replay": {"thinking"},
-    "rollout": {"thinking", "replay"},
+    "modeling": set(),
+    "replay": {"thinking", "modeling"},
+    "rollout": {"thinking", "modeling", "replay"},
     "training": _METHOD | _LEAVES,
     "evaluation": _METHOD | _LEAVES,
     "rewards": {"sandbox"},

@@ -15,8 +15,8 @@ import torch
 
 from softgrpo.models import load_model, resolve_model
 from softgrpo.replay.embeddings import build_inputs_embeds
-from softgrpo.rollout.steps import advance
 from softgrpo.thinking import ThinkingConfig
+from softgrpo.thinking.advance import advance
 from softgrpo.thinking.noise import NoiseStream, uniform
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.vllm.engines import running_engine

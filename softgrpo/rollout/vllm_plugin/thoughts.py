@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softgrpo.replay.embeddings import mix
+from softgrpo.modeling.inputs import mix
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout.steps import advance
 from softgrpo.rollout.vllm_plugin.fed import FedSteps
 from softgrpo.rollout.vllm_plugin.wire import (
     ThinkingRequest,
     decode_request,
     encode_steps,
 )
+from softgrpo.thinking.advance import advance
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.noise import NoiseStream
 from softgrpo.thinking.objective import Objective

@@ -11,7 +11,7 @@ import torch
 
 from softgrpo.replay import pack
 from softgrpo.rollout.recorder import Recorder
-from softgrpo.rollout.steps import StepRecord, decide
+from softgrpo.thinking.advance import StepRecord, decide
 from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import thinking, word_tokenizer

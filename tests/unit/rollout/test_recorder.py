@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softgrpo.rollout.recorder import Recorder
-from softgrpo.rollout.steps import StepRecord
+from softgrpo.thinking.advance import StepRecord
 from tests.helpers import thinking
 
 LONGEST, COLUMNS = 6, 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from softgrpo.replay.embeddings import mix
+from softgrpo.modeling.inputs import mix
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 from tests.helpers import thinking, word_tokenizer

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from softgrpo.rollout.steps import advance
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord, unpack
 from softgrpo.thinking import Objective, ThinkingConfig
+from softgrpo.thinking.advance import advance
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import thinking, word_tokenizer
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from softgrpo.rollout.steps import advance
 from softgrpo.thinking import ThinkingConfig, blocks
+from softgrpo.thinking.advance import advance
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.step import draw_step
 from tests.helpers import word_tokenizer

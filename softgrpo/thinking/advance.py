@@ -1,6 +1,6 @@
 """One step of sequences that run together: who draws, who is forced, whose thinking ends.
 
-Both engines call it. It knows thinking and no model: logits and noise come in, the step that is
+Both engines call it, and it knows no model: logits and noise come in, the step that is
 recorded and fed back goes out. In between the step is read to the host once, since whether a
 thought has ended is decided from text:
 
@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softgrpo.rollout.transfer import upload
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.phases import ThinkingPhases
-from softgrpo.thinking.step import SoftStep, draw_step, draw_token_from
-from softgrpo.thinking.support import cut_support
+from softgrpo.thinking.step import SoftStep, draw_step, draw_token
+from softgrpo.thinking.transfer import upload
 
 # Columns looked at first for a nucleus, and how many times more where they do not hold it.
 _NUCLEUS, _WIDER = 128, 16
@@ -271,26 +270,10 @@ def _draw_again(
 def _draw_token(
     logits: Tensor, config: ThinkingConfig, noise: Tensor, num_columns: int = _NUCLEUS
 ) -> tuple[SoftStep, Tensor]:
-    """A token; a nucleus of the vocabulary is cut from its likeliest columns, which are sorted.
-
-    Sorting all of them takes as long as the model does. Where these hold top_p of the mass, the
-    nucleus is among them.
-
-    Returns:
-        The step, of one column, and its kind [N]: nothing yet where the columns did not hold top_p.
-    """
-    top_p = config.top_p
-    is_nucleus = config.top_k is None and top_p != 1
-    if not isinstance(top_p, float) or not is_nucleus or num_columns >= logits.shape[-1]:
-        step = draw_step(logits, config, noise=noise)
-        return step, torch.full_like(step.entropy, _TOKEN)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / config.temperature
-    values, ids = logits.topk(num_columns, dim=-1)
-    probs = torch.exp(values - torch.logsumexp(logits, dim=-1, keepdim=True))
-    support = cut_support(ids, probs, torch.ones_like(ids, dtype=torch.bool), config)
-    # Where it is not finite, more columns would not make a number of it.
-    kinds = torch.full_like(support.entropy, _TOKEN)
-    return draw_token_from(support, noise), kinds.masked_fill_(probs.sum(-1) <= top_p, _NOTHING)
+    """A token, a step of one column, and its kind [N]: nothing where the columns were too few."""
+    step, is_missing = draw_token(logits, config, noise, num_columns)
+    kinds = torch.full_like(step.entropy, _TOKEN)
+    return step, kinds if is_missing is None else kinds.masked_fill_(is_missing, _NOTHING)
 
 
 def _widen(step: SoftStep, config: ThinkingConfig, noise_width: int) -> SoftStep:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from softgrpo.modeling.attention import grouped_attention, grouped_sdpa
 from softgrpo.rollout import TransformersEngine
-from softgrpo.rollout.attention import grouped_attention, grouped_sdpa
 from tests.helpers import PROMPTS, thinking, tiny_model, word_tokenizer
 
 

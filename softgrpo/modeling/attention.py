@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from softgrpo.replay.kernels import without_cudnn
-from softgrpo.replay.layouts import attend_in_groups
+from softgrpo.modeling.kernels import without_cudnn
 
 _NAME = "softgrpo_grouped_sdpa"
 
@@ -58,6 +58,48 @@ def decoding_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     if kwargs["q_length"] == 1 and kwargs.get("attention_mask") is not None:
         kwargs["allow_is_causal_skip"] = False
     return sdpa_mask(*args, **kwargs)
+
+
+def attend_in_groups(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Tensor:
+    """F.scaled_dot_product_attention with the heads of a group as rows of one query block.
+
+    Keys and values are not repeated for each head; torch's own grouping is slow on a CPU.
+
+    Args:
+        query: [B, H, L, D].
+        key, value: [B, H', S, D], H a multiple of H'.
+        mask: [B, 1, L, S] or None.
+        options: dropout_p and scale.
+
+    Returns:
+        [B, H, L, D of the values].
+    """
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+    if mask is not None and length > 1:  # a single row broadcasts
+        mask = mask.repeat(1, 1, heads // groups, 1)
+    output = F.scaled_dot_product_attention(
+        query.reshape(batch, groups, heads // groups * length, size),
+        key,
+        value,
+        attn_mask=mask,
+        **options,
+    )
+    return output.reshape(batch, heads, length, value.shape[-1])
+
+
+def narrow_layers(config: Any) -> str:
+    """The kinds of layer that do not attend to every earlier token; empty where all do.
+
+    Args:
+        config: The text model's.
+    """
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if kinds or not getattr(config, "sliding_window", None):
+        return ", ".join(sorted(kinds))
+    return "sliding window"
 
 
 @contextmanager

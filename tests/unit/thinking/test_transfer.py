@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from softgrpo.rollout.transfer import upload
+from softgrpo.thinking.transfer import upload
 
 ARRAYS = {
     "large": np.array([2**53 - 1, -3, 0]),
