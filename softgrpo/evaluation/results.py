@@ -14,6 +14,13 @@ from typing import Any
 from softgrpo.evaluation import metrics
 from softgrpo.evaluation.records import Record
 
+# What a policy reads beside the sampling that all share; kept here, as `thinking` loads torch.
+_READ_BY = {
+    "gumbel": ("tau",),
+    "dirichlet": ("alpha",),
+    "gaussian": ("sigma",),
+    "embedding_gaussian": ("sigma",),
+}
 _NUMBER = re.compile(r"[-+]?[0-9]{1,40}(\.[0-9]{1,40})?")
 
 
@@ -115,13 +122,19 @@ class Results:
 
 def describe(settings: Mapping[str, Any]) -> str:
     """How samples of these settings were thought and drawn, in a line."""
-    given = settings.get("thinking")
-    thinking = given if isinstance(given, dict) else {}
-    parts = [str(thinking.get("policy", "policy unknown"))]
-    names = ("temperature", "top_k", "top_p", "min_p", "tau", "max_think_tokens")
+    thinking = _thinking(settings)
+    policy = str(thinking.get("policy", "policy unknown"))
+    names = ("temperature", "top_k", "top_p", "min_p", *_READ_BY.get(policy, ()))
+    names += ("max_think_tokens", "cold_stop_entropy")
+    parts = [policy]
     parts += [f"{name} {thinking[name]}" for name in names if thinking.get(name) is not None]
     named = ("max_new_tokens", "seed", "verifier", "model")
     return ", ".join(parts + [f"{name} {settings[name]}" for name in named if name in settings])
+
+
+def _thinking(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = settings.get("thinking")
+    return given if isinstance(given, dict) else {}
 
 
 def vote(answer: str | None) -> str | None:

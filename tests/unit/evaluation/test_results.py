@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
+import torch
 
-from softgrpo.evaluation import Results
+from softgrpo.evaluation import Results, describe
 from softgrpo.evaluation.results import vote
+from softgrpo.thinking import POLICIES, PolicyName, ThinkingConfig, draw_step
 from tests.unit.evaluation.test_records import _record
 
 
@@ -50,6 +53,26 @@ def test_share_closed():
     records = list(_results(ROWS).records)
     open_ended = replace(records[0], thinking_ended_by=None)
     assert Results({}, [open_ended, *records[1:]]).share_closed == 0.75
+
+
+@pytest.mark.parametrize("policy", get_args(PolicyName))
+def test_a_caption_has_the_fields_that_the_policy_reads(policy):
+    """A field is read by a policy if another value of it makes another step."""
+    config = ThinkingConfig(policy=policy)
+    caption = describe({"thinking": config.to_dict()})
+    assert caption.startswith(f"{policy}, temperature 1.0, ")
+    for name in ("tau", "alpha", "sigma"):
+        other = replace(config, **{name: 0.7})
+        is_read = not torch.equal(_fed(config), _fed(other))
+        assert (f", {name} " in caption) == is_read, name
+
+
+def _fed(config: ThinkingConfig) -> torch.Tensor:
+    """What a step of these settings feeds a model of five tokens and five dimensions."""
+    width = POLICIES[config.policy].noise_width(5, 5)
+    noise = torch.empty(1, width).exponential_(generator=torch.Generator().manual_seed(0))
+    step = draw_step(torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0]]), config, noise=noise)
+    return step.weights if step.embedding_noise is None else step.weights + step.embedding_noise
 
 
 @pytest.mark.parametrize(
