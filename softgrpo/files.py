@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -93,7 +94,20 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2))
+    write_whole(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """JSON as text; it has no NaN, so null stands for it."""
+    return json.dumps(_without_nan(value), indent=2)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def put_in_place(made: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -25,8 +24,8 @@ from softgrpo.evaluation import (
     read_records,
     score,
 )
-from softgrpo.files import require_regular, write_whole
-from softgrpo.reports import format_table, interval, paper_rows
+from softgrpo.files import require_regular, to_json, write_whole
+from softgrpo.reports import cell, format_table, interval, paper_rows
 
 _PAIRS_SHOWN = 60
 # How `render` begins, in every format.
@@ -133,7 +132,7 @@ def render(runs: Sequence[Run], ks: Sequence[int], style: Format, paper_model: s
             "paired_tests": [asdict(pair) for pair in pairs],
             "paper": [asdict(row) for row in paper],
         }
-        return json.dumps(_without_nan(values), indent=2)
+        return to_json(values)
     header, rows = _score_table(scores, paper, ks)
     if style == "csv":
         return format_table(header, rows, "csv")
@@ -159,8 +158,10 @@ def _score_table(
             cells += [_estimate(item.pass_at[k]) for k in ks]
             cells += [f"{item.first[k]:.3f}" for k in more]
             cells += [_estimate(item.maj_at[k]) if item.maj_at else "-" for k in more]
-            cells += [_number(item.mean_tokens), _number(item.mean_tokens_of_correct)]
-            rows.append([*cells, f"{item.share_truncated:.1%}", f"{1 - item.share_closed:.1%}"])
+            tokens = [item.mean_tokens, item.mean_tokens_of_correct]
+            cells += [cell(count, ",.0f") for count in tokens]
+            ended = [item.share_truncated, 1 - item.share_closed]
+            rows.append(cells + [cell(part, ".1%") for part in ended])
         for row in (row for row in paper if row.benchmark == task):
             name = f"paper: {row.method}, {row.decoding}" + (" *" if row.note else "")
             # The paper's Pass@k above 1 counts the first k.
@@ -169,7 +170,7 @@ def _score_table(
             cells += [_rate(row, f"pass@{k}") for k in more]
             cells += [_rate(row, f"maj@{k}") for k in more]
             tokens = [row.values.get(key, math.nan) for key in ("tokens", "tokens_of_correct")]
-            rows.append([*cells, *map(_number, tokens), "-", "-"])
+            rows.append([*cells, *(cell(count, ",.0f") for count in tokens), "-", "-"])
     return header, rows
 
 
@@ -197,9 +198,9 @@ def _notes(
 ) -> list[str]:
     notes = [f"{run.name}, {run.task}: {describe(run.results.settings)}" for run in runs]
     notes.append(
-        "[a, b]: 95% interval over problems (Wilson's, for as many tosses as their spread allows; "
-        "of differences by bootstrap). truncated: samples cut off at their limit of tokens. "
-        "unclosed: samples whose thinking never ended."
+        "[a, b]: 95% interval over problems (of a share Wilson's, for as many tosses as their "
+        "spread allows; of a difference Agresti and Min's). truncated: samples cut off at their "
+        "limit of tokens. unclosed: samples whose thinking never ended; - where no marker ends it."
     )
     if max(ks) > 1:
         notes.append(
@@ -261,16 +262,3 @@ def _estimate(estimate: Any) -> str:
 
 def _rate(row: Any, metric: str) -> str:
     return f"{row.values[metric]:.3f}" if metric in row.values else "-"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -14,14 +14,14 @@ from softgrpo.cli.evaluating import evaluate_to_file
 from softgrpo.cli.plan import Plan
 from softgrpo.cli.progress import duration
 from softgrpo.cli.run_directory import RunDirectory
-from softgrpo.evaluation import describe
+from softgrpo.evaluation import Results, describe, paired, share
 from softgrpo.files import write_json
-from softgrpo.reports import before_after_table
+from softgrpo.reports import Style, cell, format_table, interval
 
-Summaries = dict[str, dict[str, float | int]]
+Evaluations = dict[str, Results]  # by decoding
 
 
-def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) -> Summaries:
+def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) -> Evaluations:
     """Evaluate every decoding, without what an earlier start of this run has evaluated.
 
     Args:
@@ -30,7 +30,7 @@ def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) ->
         directory: Where the records go.
         when: ``before`` or ``after``.
     """
-    summaries = {}
+    evaluations = {}
     config = plan.config
     settings = {
         "model": config.model,
@@ -41,7 +41,7 @@ def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) ->
         "verifier": config.eval_reward or config.rewards[0],
     }
     for name, thinking in plan.decodings.items() if plan.problems else ():
-        results = evaluate_to_file(
+        evaluations[name] = evaluate_to_file(
             engine,
             plan.problems,
             plan.prompt_ids,
@@ -55,38 +55,70 @@ def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) ->
             judge=plan.judge,
             batch_size=plan.args.rollout_batch_size,
         )
-        summaries[name] = results.summary()
-    return summaries
+    return evaluations
 
 
 def report(
     plan: Plan,
     directory: RunDirectory,
-    before: Summaries,
-    after: Summaries,
+    before: Evaluations,
+    after: Evaluations,
     cost: dict[str, Any],
 ) -> None:
     """Print and save the table with how it was drawn, the cost and the places."""
-    write_json(directory.summary, {"before": before, "after": after, "cost": cost})
+    summaries = {
+        when: {name: results.summary() for name, results in evaluations.items()}
+        for when, evaluations in (("before", before), ("after", after))
+    }
+    write_json(directory.summary, {**summaries, "cost": cost})
     lines = [f"{name}: {value}" for name, value in cost.items()]
     drawn = {"max_new_tokens": plan.args.max_completion_length, "seed": plan.args.seed}
-    captions = [
+    captions = ["[a, b]: 95% interval over problems"]
+    captions += [
         f"{name}: {describe({'thinking': thinking.to_dict(), **drawn})}"
         for name, thinking in plan.decodings.items()
     ]
     if before:
-        markdown = before_after_table(before, after, "markdown")
+        markdown = table(before, after, "markdown")
         directory.summary.with_suffix(".md").write_text(
             "\n".join([markdown, "", *(f"- {line}" for line in captions + lines), ""]),
             encoding="utf-8",
         )
-        print("\n".join(["", before_after_table(before, after), "", *captions]))
+        print("\n".join(["", table(before, after), "", *captions]))
     print("\n" + "\n".join(lines))
     print(
         f"\nmodel    {directory.model}\ncurves   {directory.curves}\n"
         f"records  {directory.summary.parent}\nmetrics  {directory.metrics}\n"
         f"try it   softgrpo generate {directory.path} PROMPT --show-thoughts"
     )
+
+
+def table(before: Evaluations, after: Evaluations, style: Style = "text") -> str:
+    """One row a decoding: pass@1 and its change by problem, tokens, and how samples ended.
+
+    Args:
+        before: Results by decoding.
+        after: Of the same decodings and problems after training.
+        style: See softgrpo.reports.format_table.
+    """
+    columns = "pass@1 before", "after", "change", "tokens", "thinking closed", "truncated"
+    rows = [[name, *_cells(first, after[name])] for name, first in before.items()]
+    return format_table(["decoding", *columns], rows, style)
+
+
+def _cells(first: Results, second: Results) -> list[str]:
+    both = first, second
+    rates = [share(list(results.pass_at(1).values())) for results in both]
+    change = paired(first, second, k=1)
+    assert change is not None  # a run's problems are the same before and after
+    difference = change.difference
+    return [
+        *(interval(rate.mean, rate.low, rate.high) for rate in rates),
+        interval(difference.mean, difference.low, difference.high, signed=True),
+        " -> ".join(f"{results.mean_tokens:.1f}" for results in both),
+        " -> ".join(cell(results.share_closed, ".0%") for results in both),
+        " -> ".join(cell(results.share_truncated, ".0%") for results in both),
+    ]
 
 
 def former_cost(directory: RunDirectory) -> dict[str, Any] | None:

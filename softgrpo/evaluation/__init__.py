@@ -1,11 +1,20 @@
 """Evaluation: problems and an engine in, records and their numbers out. Knows no trainer."""
 
-from softgrpo.evaluation.compare import Pair, Run, Score, average, default_ks, paired_tests, score
+from softgrpo.evaluation.compare import (
+    Pair,
+    Run,
+    Score,
+    average,
+    default_ks,
+    paired,
+    paired_tests,
+    score,
+)
 from softgrpo.evaluation.evaluate import evaluate, to_record
 from softgrpo.evaluation.prompts import tokenize_prompts
 from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
 from softgrpo.evaluation.results import Results, describe
-from softgrpo.evaluation.statistics import Comparison, Estimate, bootstrap, compare_paired, share
+from softgrpo.evaluation.statistics import Comparison, Estimate, compare_paired, share
 
 __all__ = [
     "Comparison",
@@ -17,12 +26,12 @@ __all__ = [
     "Run",
     "Score",
     "average",
-    "bootstrap",
     "compare_paired",
     "default_ks",
     "describe",
     "evaluate",
     "is_records",
+    "paired",
     "paired_tests",
     "read_records",
     "score",

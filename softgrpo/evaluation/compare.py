@@ -37,7 +37,8 @@ class Score:
             does not tell answers.
         first: By k: right ones among the first k, as the paper counts them.
         mean_tokens, mean_tokens_of_correct: Of a sample, and of a right one.
-        share_closed, share_truncated: Of samples, whose thinking ended; that met their limit.
+        share_closed, share_truncated: Of samples, whose thinking ended (NaN where no marker ends
+            it); that met their limit.
     """
 
     run: str
@@ -125,9 +126,13 @@ def paired_tests(runs: Sequence[Run], ks: Sequence[int]) -> list[Pair]:
         if first.task != second.task:
             continue
         for k in sorted({min(ks), max(ks)}):
-            a, b = first.results.pass_at(k), second.results.pass_at(k)
-            common = [problem for problem in a if problem in b]
-            if common:
-                comparison = compare_paired([a[p] for p in common], [b[p] for p in common])
+            if comparison := paired(first.results, second.results, k):
                 pairs.append(Pair(first.task, f"pass@{k}", first.name, second.name, comparison))
     return pairs
+
+
+def paired(first: Results, second: Results, k: int) -> Comparison | None:
+    """pass@k of the second minus the first, on the problems of both; None where there are none."""
+    a, b = first.pass_at(k), second.pass_at(k)
+    common = [problem for problem in a if problem in b]
+    return compare_paired([a[p] for p in common], [b[p] for p in common]) if common else None

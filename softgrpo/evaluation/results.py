@@ -99,7 +99,12 @@ class Results:
 
     @property
     def share_closed(self) -> float:
-        """The share of samples whose thinking ended, by itself or forced."""
+        """The share of samples whose thinking ended, by itself or forced.
+
+        NaN where no marker ends it, and it is to last as long as the sample.
+        """
+        if _thinking(self.settings).get("think_end") in ([], ()):
+            return math.nan
         return statistics.fmean(record.thinking_ended_by is not None for record in self.records)
 
     @property

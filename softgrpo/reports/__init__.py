@@ -2,12 +2,12 @@
 
 from softgrpo.reports.curves import draw_curves, read_metrics
 from softgrpo.reports.paper import PaperRow, paper_models, paper_rows
-from softgrpo.reports.tables import Style, before_after_table, format_table, interval
+from softgrpo.reports.tables import Style, cell, format_table, interval
 
 __all__ = [
     "PaperRow",
     "Style",
-    "before_after_table",
+    "cell",
     "draw_curves",
     "format_table",
     "interval",

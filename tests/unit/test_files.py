@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import subprocess
 import sys
 
 import pytest
 
-from softgrpo.files import HALF_WRITTEN, entries, locked, require_regular, write_whole
+from softgrpo.files import (
+    HALF_WRITTEN,
+    entries,
+    locked,
+    require_regular,
+    to_json,
+    write_whole,
+)
 from tests.helpers import ROOT
 
 
@@ -92,3 +101,8 @@ def test_devices_pipes_and_folders_are_no_files(tmp_path):
         with pytest.raises(ValueError, match="is a folder|not a regular file"):
             require_regular(path)
     require_regular(tmp_path / "new")
+
+
+def test_no_number_is_null_in_json():
+    text = to_json({"a": [math.nan, (1.5, {"b": math.nan})]})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, [1.5, {"b": None}]]}

@@ -126,6 +126,26 @@ def test_the_table_says_how_samples_were_drawn_and_how_they_ended(tmp_path, caps
     assert "run, gsm8k: gumbel, top_k 5, tau 0.1, max_new_tokens 64" in capsys.readouterr().out
 
 
+def test_nothing_is_unclosed_where_no_marker_ends_the_thinking(tmp_path, capsys):
+    path = tmp_path / "run" / "gsm8k.jsonl"
+    settings = {"task": "gsm8k", "num_samples": 1, "thinking": {"policy": "soft", "think_end": []}}
+    with RecordFile(path, settings) as file:
+        file.append(_record("0", 0, thinking_ended_by=None, finish_reason="length"))
+    assert main(["compare", str(path), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["truncated"], row["unclosed"]) == ("100.0%", "-")
+    assert _json(capsys, path)["scores"][0]["share_closed"] is None
+
+
+def test_two_problems_do_not_tell_a_difference(tmp_path, capsys):
+    runs = [
+        _write(tmp_path / name / "math500.jsonl", {"a": [right], "b": [right]})
+        for name, right in (("first", False), ("second", True))
+    ]
+    [pair] = _json(capsys, *runs)["paired_tests"]
+    assert pair["comparison"]["difference"] == {"mean": 1.0, "low": -1.0, "high": 1.0}
+
+
 def test_to_a_file(tmp_path, capsys):
     path = _write(tmp_path / "run" / "math500.jsonl", BASE)
     target = tmp_path / "table.tex"

@@ -55,6 +55,12 @@ def test_share_closed():
     assert Results({}, [open_ended, *records[1:]]).share_closed == 0.75
 
 
+@pytest.mark.parametrize("think_end", [[], ()])
+def test_nothing_closes_where_no_marker_ends_the_thinking(think_end):
+    results = Results({"thinking": {"think_end": think_end}}, _results(ROWS).records)
+    assert math.isnan(results.share_closed)
+
+
 @pytest.mark.parametrize("policy", get_args(PolicyName))
 def test_a_caption_has_the_fields_that_the_policy_reads(policy):
     """A field is read by a policy if another value of it makes another step."""

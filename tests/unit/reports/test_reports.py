@@ -2,39 +2,23 @@
 
 import json
 import math
-import re
 
 import pytest
 
-from softgrpo.reports import before_after_table, draw_curves, read_metrics
+from softgrpo.reports import cell, draw_curves, format_table, read_metrics
 from softgrpo.reports.curves import running_mean
 
 
-def _summary(value: float, error: float, tokens: float = 20.0, closed: float = 1.0) -> dict:
-    return {
-        "pass_at_1": value,
-        "standard_error": error,
-        "mean_tokens": tokens,
-        "share_closed": closed,
-        "share_truncated": 0.25,
-    }
-
-
-def test_table_as_text():
-    before = {"soft": _summary(0.464, 0.03, 24.4, 0.83)}
-    after = {"soft": _summary(0.844, 0.04, 22.0, 1.0)}
-    header, rule, row = before_after_table(before, after).splitlines()
-    cells = ["0.464 ± 0.030", "0.844 ± 0.040", "+0.380 ± 0.050", "24.4 -> 22.0", "83% -> 100%",
-             "25% -> 25%"]  # fmt: skip
-    # Every cell starts under its column's name.
-    starts = [match.start() for match in re.finditer(r"\S+( \S+)*", header)]
-    assert [row.index(cell) for cell in cells] == starts[1:]
+def test_a_column_starts_under_its_name():
+    header = ["decoding", "pass@1 before", "after"]
+    row = ["soft", "0.464 [0.40, 0.53]", "0.844 [0.80, 0.88]"]
+    first, rule, second = format_table(header, [row]).splitlines()
+    assert [second.index(text) for text in row] == [first.index(name) for name in header]
     assert set(rule) == {"-", " "}
 
 
-def test_table_as_markdown_and_without_an_after():
-    table = before_after_table({"soft": _summary(0.5, math.nan)}, {}, "markdown")
-    assert table.splitlines()[2] == "| soft | 0.500 | - | - | 20.0 | 100% | 25% |"
+def test_no_number_is_a_dash():
+    assert (cell(0.5, ".0%"), cell(1234.5, ",.0f"), cell(math.nan, ".0%")) == ("50%", "1,234", "-")
 
 
 def test_running_mean():
