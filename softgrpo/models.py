@@ -99,6 +99,21 @@ def load_tokenizer(
     return tokenizer
 
 
+def context_length(
+    source: str, trust_remote_code: bool = False, revision: str | None = None, subfolder: str = ""
+) -> int | None:
+    """Tokens that the model takes at most, by its config alone; None where it names no limit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        resolve_model(source),
+        trust_remote_code=trust_remote_code,
+        revision=revision or "main",
+        subfolder=subfolder,
+    )
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def default_device() -> torch.device:
     """The accelerator where there is one, else the processor."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

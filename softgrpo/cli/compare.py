@@ -224,7 +224,8 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     inside = path / "evaluation" if (path / "evaluation").is_dir() else path
-    files = sorted(inside.glob("*.jsonl"))
+    # What was before training comes first, so that a difference is what training changed.
+    files = sorted(inside.glob("*.jsonl"), key=lambda f: (not f.name.startswith("before-"), f.name))
     if not files:
         raise ValueError(f"{path}: no file of records, and no folder that holds one (*.jsonl)")
     return files

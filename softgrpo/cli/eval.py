@@ -25,7 +25,13 @@ from softgrpo.cli.style import Style, given_thinking, read_style
 from softgrpo.cli.trial import try_judge
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
 from softgrpo.files import locked, write_json, write_whole
-from softgrpo.models import default_device, load_tokenizer, load_weights, resolve_model
+from softgrpo.models import (
+    context_length,
+    default_device,
+    load_tokenizer,
+    load_weights,
+    resolve_model,
+)
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import TransformersEngine
 from softgrpo.tasks import BENCHMARKS, BOXED, Problem, PromptFormat, load_benchmark, load_problems
@@ -91,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
     chat = style.chat and not options.plain
     prompt_ids = {task.name: _prompt_ids(task, tokenizer, chat, style) for task in tasks}
     most = options.max_new_tokens or style.max_new_tokens or _MAX_NEW_TOKENS
-    longest = _check_context(prompt_ids, most, _context_length(options))
+    context = context_length(
+        options.model, options.trust_remote_code, options.revision, options.subfolder
+    )
+    longest = _check_context(prompt_ids, most, context)
     engine = _engine(options, tokenizer, longest + most)
     with locked(output):
         _check_output(output)
@@ -253,18 +262,6 @@ def _prompt_ids(task: _Task, tokenizer: Any, chat: bool, style: Style) -> list[l
     put = task.prompt.messages if chat else task.prompt.text
     prompts = [put(problem) for problem in task.problems]
     return tokenize_prompts(tokenizer, prompts, style.template_options)
-
-
-def _context_length(options: argparse.Namespace) -> int | None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        resolve_model(options.model),
-        trust_remote_code=options.trust_remote_code,
-        revision=options.revision or "main",
-        subfolder=options.subfolder,
-    )
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check_context(

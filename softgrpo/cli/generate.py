@@ -11,12 +11,14 @@ from typing import Any
 
 from softgrpo.cli.style import given_thinking, read_style
 from softgrpo.evaluation import tokenize_prompts
-from softgrpo.models import default_device, load_tokenizer, load_weights
+from softgrpo.models import context_length, default_device, load_tokenizer, load_weights
 from softgrpo.rollout import StreamedStep, TransformersEngine
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.tasks import Problem
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers
+
+_MAX_NEW_TOKENS = 256
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,12 +33,12 @@ def run(options: argparse.Namespace) -> int:
     stream = (
         Server(options.server).stream if options.server else _load_engine(options, tokenizer).stream
     )
-    steps = stream(
-        tokenize_prompts(tokenizer, [prompt])[0],
-        thinking,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-    )
+    prompt_ids = tokenize_prompts(tokenizer, [prompt])[0]
+    most = options.max_new_tokens
+    if most is None:
+        context = context_length(options.model, options.trust_remote_code)
+        most = _default_length(style.max_new_tokens, len(prompt_ids), context)
+    steps = stream(prompt_ids, thinking, max_new_tokens=most, seed=options.seed)
     if options.json:
         print(json.dumps(_to_json(list(steps), tokenizer, thinking, options)))
         return 0
@@ -52,6 +54,12 @@ def run(options: argparse.Namespace) -> int:
         print()
     _warn_of_no_end(shown, thinking, tokenizer)
     return 0
+
+
+def _default_length(of_run: int | None, prompt: int, context: int | None) -> int:
+    """Tokens of thought and answer where none are asked for: no more than the context leaves."""
+    most = of_run or _MAX_NEW_TOKENS
+    return most if context is None else max(1, min(most, context - prompt))
 
 
 def _kept(steps: Iterable[StreamedStep], shown: list[StreamedStep]) -> Iterator[StreamedStep]:

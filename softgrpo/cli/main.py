@@ -36,7 +36,8 @@ Train a model as a recipe says: evaluation before, training, evaluation after, a
 A recipe is a YAML file of fields, `name: value`; the same fields on the command line win over it.
 Fields are those listed below with their defaults, and every field of TRL's GRPOConfig (output_dir,
 learning_rate, max_steps, num_generations, max_completion_length, loss_type, seed, ...), of which
-temperature and min_p are the thinking's. Paths are relative to the current directory.
+temperature and min_p are the thinking's. The values of a list follow each other, and a mapping is
+YAML: --rewards numeric format --lora "{r: 8}". Paths are relative to the current directory.
 """
 
 _GENERATE = """\
@@ -134,6 +135,8 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
         from softgrpo.cli.recipe import read_yaml
 
         read_yaml(options.recipe)
+    if sys.stderr.isatty():
+        print("loading torch and transformers ...", file=sys.stderr)  # for ten seconds or so
     if not is_debugging:
         from softgrpo.cli.quiet import be_quiet
 
@@ -220,7 +223,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plain", action="store_true", help="no chat template")
     _add_thinking(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="thought and answer")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="thought and answer (a run's own limit; else 256, or what the context leaves)",
+    )
     parser.add_argument("--seed", type=_seed, default=0, help="of the noise")
     parser.add_argument(
         "--show-thoughts", action="store_true", help="each step's alternatives and their weights"

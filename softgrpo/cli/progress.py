@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 _LINE_SECONDS = 10.0
+_QUIET_SECONDS = 30.0  # after so long without a log, training says that it goes on
 _REFRESH_SECONDS = 0.2
 
 
@@ -64,25 +65,29 @@ class TrainingProgress(TrainerCallback):
     def __init__(self, sequences: int) -> None:
         self._sequences = sequences
         self._bar: Any = None
+        self._state: Any = None
         self._status = ""
         self._done = 0
-        self._clock = self._last_refresh = 0.0
+        self._clock = self._last_refresh = self._last_line = 0.0
         self._tokens: float | None = None
         self._started, self._first_step = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = self._clock = time.monotonic()
-        self._first_step = state.global_step
+        self._started = self._clock = self._last_line = time.monotonic()
+        self._state, self._first_step = state, state.global_step
         if sys.stderr.isatty():
             self._bar = _bar(state.max_steps, "training", "step", state.global_step)
 
-    def on_rollout(self, index: int, rollout: Any) -> None:
+    def on_rollout(self, index: int, finished: Any) -> None:
         """Count a finished sequence of the rollout under way."""
         self._done += 1
-        if self._bar is None or time.monotonic() - self._last_refresh < _REFRESH_SECONDS:
-            return
-        self._last_refresh = time.monotonic()
-        self._bar.set_postfix_str(f"{self._status} rollout {self._done}/{self._sequences}".strip())
+        rollout = f"rollout {self._done}/{self._sequences}"
+        if self._bar is None:
+            if self._is_quiet():
+                self._print_line(rollout)
+        elif time.monotonic() - self._last_refresh > _REFRESH_SECONDS:
+            self._last_refresh = time.monotonic()
+            self._bar.set_postfix_str(f"{self._status} {rollout}".strip())
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._done = 0
@@ -90,6 +95,8 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
+        elif self._is_quiet() and not control.should_log:
+            self._print_line()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -100,14 +107,22 @@ class TrainingProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(self._status)
             return
-        made = max(state.global_step - self._first_step, 1)
-        left = (time.monotonic() - self._started) / made * (state.max_steps - state.global_step)
-        step = f"step {state.global_step}/{state.max_steps}"
-        print(f"{step}  {self._status}  {duration(left)} left", flush=True)
+        self._print_line(self._status)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() - self._last_line > _QUIET_SECONDS
+
+    def _print_line(self, status: str = "") -> None:
+        self._last_line = time.monotonic()
+        state = self._state
+        made = max(state.global_step - self._first_step, 1)
+        left = (self._last_line - self._started) / made * (state.max_steps - state.global_step)
+        step = f"step {state.global_step}/{state.max_steps}"
+        print("  ".join(filter(None, [step, status, f"{duration(left)} left"])), flush=True)
 
     def _tokens_per_second(self, tokens: float | None) -> float | None:
         if tokens is None:

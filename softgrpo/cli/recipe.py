@@ -35,7 +35,10 @@ class RunConfig:
     task: str | None = _help(
         "reasoning_gym:NAME, lab:chains, hub:ORG/NAME, or a .jsonl or .parquet file."
     )
-    task_options: dict[str, Any] | str | None = _help("Options of the task; see softgrpo.tasks.")
+    task_options: dict[str, Any] | str | None = _help(
+        "reasoning_gym: the fields of its data set; a file: question_column, answer_column, "
+        "eval_source; hub: the columns, name, split, eval_split, revision."
+    )
     num_train_problems: int | None = _help("Training problems; none: all of a file.")
     problem_seed: int = _help("Seed that chooses the problems.", 0)
 
@@ -46,7 +49,8 @@ class RunConfig:
     prompt_separator: str = _help("Between question and answer in plain text.", "\n")
 
     rewards: list[str] = _help(
-        "exact, numeric, math_verify, format, or module:function; weigh them by reward_weights.",
+        "exact, numeric, math_verify, letter, format, humaneval, mbpp, or module:function; weigh "
+        "them by reward_weights.",
         default_factory=lambda: ["numeric"],
     )
     eval_reward: str | None = _help("The reward that evaluates; none: the first.")

@@ -103,11 +103,11 @@ def test_two_runs_by_their_folders(tmp_path, capsys):
             _write(folder / f"{when}-soft.jsonl", rights, task="gsm8k")
     scores = _json(capsys, tmp_path / "first", tmp_path / "second")["scores"]
     assert [item["run"] for item in scores] == [
-        "first/after-soft", "first/before-soft", "second/after-soft", "second/before-soft"
+        "first/before-soft", "first/after-soft", "second/before-soft", "second/after-soft"
     ]  # fmt: skip
-    assert [item["run"] for item in _json(capsys, tmp_path / "first")["scores"]] == [
-        "after-soft", "before-soft"
-    ]  # fmt: skip
+    values = _json(capsys, tmp_path / "first")
+    assert [item["run"] for item in values["scores"]] == ["before-soft", "after-soft"]
+    assert values["paired_tests"][0]["comparison"]["difference"]["mean"] > 0  # what it gained
 
 
 def test_the_table_says_how_samples_were_drawn_and_how_they_ended(tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from softgrpo.cli.generate import printable, stream_text, thought_line
 from softgrpo.cli.main import main
+from softgrpo.models import context_length
 from softgrpo.rollout import StreamedStep
 from tests.helpers import save_tiny_model, word_tokenizer
 
@@ -70,6 +71,14 @@ def test_the_text_ends_it_and_an_endless_thought_is_said(model, capsys, more):
     assert "</t>" in ended.out.splitlines()[-1] and "never ended" not in ended.err
     assert main([*command, "--max-new-tokens", "2"]) == 0
     assert "never ended in 2 tokens" in capsys.readouterr().err
+
+
+def test_the_context_bounds_a_length_that_nobody_asked_for(model, capsys):
+    context = context_length(model)
+    command = ["generate", model, "a b", "--json", "--think-end", "</t>", "--seed", "3"]
+    assert context is not None and context < 256
+    assert main(command) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["num_tokens"] <= context - 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from softgrpo.cli import progress as module
 from softgrpo.cli.progress import TrainingProgress, duration, status
 
 
@@ -33,3 +34,22 @@ def test_every_log_is_a_line_where_there_is_no_terminal(capsys):
     assert [line.split("  ")[:2] for line in lines] == [
         ["step 1/3", "reward 0.250"], ["step 2/3", "reward 0.500"], ["step 3/3", "reward 0.750"]
     ]  # fmt: skip
+
+
+def test_training_that_does_not_log_shows_that_it_goes_on(capsys, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
+    progress, state = TrainingProgress(8), SimpleNamespace(global_step=0, max_steps=8)
+    progress.on_train_begin(None, state, None)
+    for step in range(1, 5):
+        progress.on_step_begin(None, state, None)
+        for index in range(8):
+            clock += 5.0
+            progress.on_rollout(index, None)
+        state.global_step = step
+        progress.on_step_end(None, state, SimpleNamespace(should_log=step % 2 == 0))
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "step 0/8  rollout 7/8  4m40s left",
+        "step 1/8  rollout 6/8  8m10s left",
+        "step 2/8  rollout 5/8  5m15s left",
+    ]
