@@ -16,13 +16,20 @@ def load(config: RunConfig, split: Split, count: int | None) -> list[Problem]:
     assert config.task is not None
     if config.task == LAB_TASK:
         return _chains(config, split, count)
-    return load_problems(
-        config.task,
-        split=split,
-        num_problems=count,
-        seed=config.problem_seed,
-        options=cast(dict[str, Any] | None, config.task_options),
-    )
+    try:
+        return load_problems(
+            config.task,
+            split=split,
+            num_problems=count,
+            seed=config.problem_seed,
+            options=cast(dict[str, Any] | None, config.task_options),
+        )
+    except ValueError as error:
+        # A recipe has two fields for what is one argument there.
+        before, argument, after = str(error).partition("num_problems")
+        if before or not argument:
+            raise
+        raise ValueError(f"num_{split}_problems{after}") from error
 
 
 def prompt_format(config: RunConfig) -> PromptFormat:
