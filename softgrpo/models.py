@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -60,20 +61,47 @@ def load_weights(
     revision: str | None = None,
     subfolder: str = "",
 ) -> Any:
-    """The model alone, for a caller that has its tokenizer already; as load_model."""
+    """The model alone, for a caller that has its tokenizer already; as load_model.
+
+    Raises:
+        ValueError: As load_model; also where a file lacks a weight, which transformers would draw
+            at random.
+    """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
 
     place = resolve_model(source)
+    where = {"revision": revision or "main", "subfolder": subfolder}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            place,
+        adapter = find_adapter_config_file(place)
+        # By itself: loaded with its adapter, transformers reports on the adapter's weights alone.
+        base = None if adapter is None else _base_of(place, adapter)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base or place,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            revision=revision or "main",
-            subfolder=subfolder,
+            output_loading_info=True,
+            **where,
         )
+        model, report = loaded
+        missing = set(report["missing_keys"])
+        if base is not None:
+            missing |= model.load_adapter(place, adapter_kwargs=where).missing_keys
     except Exception as error:  # whatever broken files make of the libraries that read them
         raise ValueError(f"model {source!r}: cannot be loaded: {error}") from error
+    if missing:
+        raise ValueError(
+            f"model {source!r}: its files lack {len(missing)} of its weights, such as "
+            f"{min(missing)}; copy or save it anew"
+        )
+    return model
+
+
+def _base_of(place: str, adapter: str) -> str | None:
+    """The model that an adapter is for; None where a model lies beside the adapter."""
+    if Path(place, "config.json").exists():
+        return None
+    return json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
 def load_tokenizer(

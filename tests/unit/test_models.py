@@ -1,12 +1,16 @@
 """Where a model comes from, and what is said when it does not."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from softgrpo import models
-from softgrpo.models import load_model, resolve_model
-from tests.helpers import save_tiny_model
+from softgrpo.models import load_model, load_weights, resolve_model
+from tests.helpers import MODELS, save_tiny_model, tiny_model
 
 
 def test_a_folder(tmp_path):
@@ -14,6 +18,54 @@ def test_a_folder(tmp_path):
     model, tokenizer = load_model(folder)
     assert resolve_model(folder) == folder
     assert model.config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_that_are_all_there_or_tied_are_loaded(tmp_path, name):
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    loaded = load_weights(str(tmp_path)).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+
+
+def _save_adapter(folder: Path) -> tuple[Path, Path]:
+    """Files of the weights of a model and of an adapter of it."""
+    save_tiny_model(folder / "base")
+    adapter = get_peft_model(
+        load_weights(str(folder / "base")), LoraConfig(target_modules=["q_proj"])
+    )
+    torch.nn.init.ones_(adapter.get_parameter(_LORA_B))
+    adapter.save_pretrained(folder / "adapter")
+    return folder / "base" / "model.safetensors", folder / "adapter" / "adapter_model.safetensors"
+
+
+_LORA_B = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight"
+
+
+def test_an_adapter_is_loaded_with_its_model(tmp_path):
+    _save_adapter(tmp_path)
+    model = load_weights(str(tmp_path / "adapter"))
+    assert model.get_parameter(_LORA_B.removeprefix("base_model.model.")).eq(1).all()
+    assert model.active_adapters() == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("index", "place", "lost"),
+    [
+        (0, "base", "model.layers.1.self_attn.q_proj.weight"),
+        (0, "base", "model.embed_tokens.weight"),
+        (0, "adapter", "model.layers.1.self_attn.q_proj.weight"),
+        (1, "adapter", "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"),
+    ],
+)
+def test_a_weight_that_is_missing_is_not_made_up(tmp_path, index, place, lost):
+    file = _save_adapter(tmp_path)[index]
+    weights = load_file(file)
+    del weights[lost]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="lack .* of its weights, such as") as error:
+        load_weights(str(tmp_path / place))
+    assert place in str(error.value)
 
 
 def test_a_hub_id_is_left_alone():
