@@ -7,22 +7,22 @@ way of reading a file would let it do.
 from __future__ import annotations
 
 import copy
-import typing
+import json
 from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from softgrpo.cli.recipe import RunConfig, unknown_field
 from softgrpo.training import SofTGRPOConfig
+from softgrpo.values import check, fits, shown, type_hints
 
 _SECRETS = {"hub_token"}
-_ONE_VALUE = {int, float, str, bool}
-_TYPES = {
-    name: set(typing.get_args(kind) or (kind,))
-    for config in (RunConfig, SofTGRPOConfig)
-    for name, kind in typing.get_type_hints(config).items()
-}
+_OF_TRAINING = type_hints(SofTGRPOConfig)
+_TYPES = type_hints(RunConfig) | _OF_TRAINING
+# transformers takes a text for the name of a JSON file that holds the mapping.
+_FROM_FILES = {"accelerator_config", "deepspeed", "fsdp_config"}
 
 
 class _Parser(TrlParser):
@@ -43,6 +43,7 @@ def parse(
     types: list[Any] = [RunConfig, SofTGRPOConfig]
     parser = _Parser(types, allow_abbrev=False, add_help=False)
     actions = {action.dest: action for action in parser._actions}
+    defaults = {name: action.default for name, action in actions.items()}
     for name, value in values.items():
         if name not in actions:
             raise unknown_field(str(name), list(actions), where)
@@ -60,14 +61,22 @@ def parse(
         parser.set_defaults(density=None)
         namespace, _ = parser.parse_known_args(arguments)
     merged = copy.deepcopy(vars(namespace))
-    run, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    for name in _OF_TRAINING.keys() & merged.keys():  # RunConfig checks its own
+        if merged[name] != defaults[name]:
+            merged[name] = _checked(name, merged[name], actions[name].choices)
+    try:
+        run, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    except ValueError:
+        raise
+    except Exception as error:  # transformers' own checks end in any other
+        raise ValueError(f"{where}: transformers refuses a value of it: {error}") from error
     return run, training, {k: _plain(v) for k, v in merged.items() if k not in _SECRETS}
 
 
 def _as_default(name: str, value: Any, action: Any) -> Any:
     """A YAML value as argparse takes a default: text is converted by the field's type."""
     if value is None:
-        if _TYPES[name] <= _ONE_VALUE:
+        if action.default is not None and not fits(None, _TYPES[name]):
             raise ValueError(f"{name}: must have a value; leave the field out for its default")
         return None
     if action.nargs == "+":
@@ -75,13 +84,31 @@ def _as_default(name: str, value: Any, action: Any) -> Any:
         try:
             return [action.type(item) for item in items]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}={value!r}: {error}") from error
-    if isinstance(value, (list, dict)):
-        if _TYPES[name] <= {*_ONE_VALUE, type(None)}:
-            raise ValueError(f"{name}={value!r}: must be one value")
-        return value
+            raise ValueError(f"{name}={shown(value)}: {error}") from error
     # So that a number in quotes and a text in a number's place meet the same check.
-    return str(value)
+    return value if isinstance(value, (list, dict)) else str(value)
+
+
+def _checked(name: str, value: Any, choices: Any) -> Any:
+    """A value that was given, of its field's type; a mapping in JSON as that mapping."""
+    if isinstance(value, str) and fits({}, _OF_TRAINING[name]):
+        return _mapping(name, value)
+    check(name, value, _OF_TRAINING[name])
+    # argparse looks at the command line's alone.
+    if choices and value is not None and _plain(value) not in choices:
+        raise ValueError(f"{name}={shown(value)}: choose from {', '.join(map(str, choices))}")
+    return value
+
+
+def _mapping(name: str, text: str) -> Any:
+    is_file = name in _FROM_FILES and not text.startswith("{")
+    try:
+        value = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+        check(name, value, dict[str, Any])
+    except (OSError, ValueError, RecursionError) as error:
+        wanted = "a mapping {name: value}" + (" or a JSON file that holds one" if is_file else "")
+        raise ValueError(f"{name}={shown(text)}: must be {wanted}: {error}") from error
+    return text if is_file else value
 
 
 def _plain(value: Any) -> Any:

@@ -12,9 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softgrpo.cli.strict_yaml import load_yaml
+from softgrpo.values import Bounds, check, check_bounds, check_fields, shown
 
 if TYPE_CHECKING:
     from softgrpo.training import SofTGRPOConfig
+
+# What the command line gives as text, in YAML.
+_STRUCTURED: dict[str, Any] = {
+    "task_options": dict[str, Any] | None,
+    "lora": dict[str, Any] | None,
+    "examples": list[list[str]] | None,
+}
+_BOUNDS: dict[str, Bounds] = {
+    "num_train_problems": (1, None),
+    "problem_seed": (0, 2**32 - 1),
+    "num_eval_problems": (0, None),
+    "eval_samples": (1, None),
+    "sample_steps": (1, None),
+    "num_samples_kept": (0, None),
+}
 
 
 def _help(text: str, default: Any = None, **factory: Any) -> Any:
@@ -71,28 +87,16 @@ class RunConfig:
         for name in ("model", "task"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: must be set; {_meaning(name)}")
-        for name in ("task_options", "lora", "examples"):
+        for name, kind in _STRUCTURED.items():
             value = getattr(self, name)
             if isinstance(value, str):  # from the command line
-                setattr(self, name, load_yaml(value, name))
-        for name, kind in (("task_options", dict), ("lora", dict), ("examples", list)):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name}={value!r}: must be a {kind.__name__}")
-        for example in self.examples or []:
-            if not isinstance(example, list):
-                raise ValueError(f"examples: {example!r} must be a pair [question, answer]")
+                value = load_yaml(value, name)
+                setattr(self, name, value)
+            check(name, value, kind)
+        check_fields(self)
+        check_bounds(self, _BOUNDS)
         _check_choices("dtype", [self.dtype], ["float32", "bfloat16", "float16"])
         _check_choices("eval_decodings", self.eval_decodings, ["soft", "discrete"])
-        for name, least in (
-            ("num_eval_problems", 0),
-            ("eval_samples", 1),
-            ("sample_steps", 1),
-            ("num_samples_kept", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: must be >= {least}")
         if not self.rewards:
             raise ValueError("rewards=[]: at least one is needed, such as numeric")
 
@@ -124,7 +128,7 @@ def unknown_field(name: str, known: list[str], where: str) -> ValueError:
     """The error for a field that does not exist."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return ValueError(f"{where}: unknown field {name!r}{hint}")
+    return ValueError(f"{where}: unknown field {shown(name)}{hint}")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -150,4 +154,4 @@ def _meaning(name: str) -> str:
 def _check_choices(name: str, values: list[str], choices: list[str]) -> None:
     for value in values:
         if value not in choices:
-            raise ValueError(f"{name}={value!r}: choose from {', '.join(choices)}")
+            raise ValueError(f"{name}={shown(value)}: choose from {', '.join(choices)}")

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from softgrpo.values import check_fields
+
 PolicyName = Literal["discrete", "soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
 
 # What a replay must know about the rollout: under other values it would rebuild other inputs or
@@ -27,12 +29,6 @@ REPLAY_FIELDS = (
     "alpha",
     "sigma",
     "answer_temperature",
-)
-
-# Fields that are measured and not counted.
-_REAL = (
-    *("temperature", "top_p", "min_p", "tau", "prob_floor", "alpha", "sigma"),
-    *("answer_temperature", "answer_top_p", "answer_min_p", "cold_stop_entropy"),
 )
 
 
@@ -108,15 +104,17 @@ class ThinkingConfig:
             object.__setattr__(self, "top_p", 1.0 if self.policy == "discrete" else 0.95)
         if isinstance(self.think_end, str):
             object.__setattr__(self, "think_end", (self.think_end,))
-        object.__setattr__(self, "think_end", tuple(self.think_end))
+        for name in ("think_end", "noise_clamp"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        check_fields(self)
         if self.noise_clamp is not None:
             low, high = self.noise_clamp
             object.__setattr__(self, "noise_clamp", (float(low), float(high)))
             _require("noise_clamp", low < high, self.noise_clamp, "(low, high) with low < high")
-        for name in _REAL:
-            value = getattr(self, name)
-            finite = value is None or _all(value, lambda x: torch.isfinite(torch.as_tensor(x)))
-            _require(name, finite, value, "a finite number")
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name), Tensor):
+                _require(item.name, _all(value, torch.isfinite), value, "finite numbers")
         for prefix in ("", "answer_"):
             self._check_sampling(prefix)
         # Below, scores over tau leave the range of float32.
@@ -132,7 +130,7 @@ class ThinkingConfig:
         if self.cold_stop_entropy is not None:
             entropy = self.cold_stop_entropy
             _require("cold_stop_entropy", entropy > 0, entropy, "> 0 nats, or None")
-        if any(not isinstance(marker, str) or not marker for marker in self.think_end):
+        if not all(self.think_end):
             raise ValueError(f"think_end={self.think_end!r}: every marker must be a non-empty text")
         if not self.think_end and (self.max_think_tokens or self.cold_stop_entropy):
             raise ValueError("think_end=(): a budget or cold stop needs a marker to force")

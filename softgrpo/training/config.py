@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.policies import check_density
+from softgrpo.values import Bounds, check, check_bounds
 
 # What GRPOTrainer can do and this trainer cannot (yet): field, value that switches it off, why.
 _UNSUPPORTED = (
@@ -31,15 +32,21 @@ _UNSUPPORTED = (
     ("remove_unused_columns", False, "rewards are told the data's columns"),
 )
 
-# What TRL divides by.
-_COUNTS = (
-    "num_generations",
-    "gradient_accumulation_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "steps_per_generation",
-    "num_iterations",
-)
+_SEED: Bounds = (0, 2**32 - 1)  # numpy takes no other
+_BOUNDS: dict[str, Bounds] = {
+    # What TRL divides by.
+    "num_generations": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    "steps_per_generation": (1, None),
+    "num_iterations": (1, None),
+    "learning_rate": (0, None),
+    "beta": (0, None),
+    "rollout_batch_size": (1, None),
+    "seed": _SEED,
+    "data_seed": _SEED,
+}
 
 # Twelve hours. Processes meet when each has made its rollouts, and process 0 evaluates alone: by
 # default 3,200 sequences, 25 waves of 128. A wave of 32,768 tokens takes 14 minutes at 25 ms a
@@ -222,18 +229,13 @@ class SofTGRPOConfig(GRPOConfig):
         self.gradient_checkpointing = _is_checkpointing(self.gradient_checkpointing)  # type: ignore[assignment]
         if self.num_generations is None:
             raise ValueError("num_generations: must have a value, of 2 or more")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be >= 1")
+        check_bounds(self, _BOUNDS)
         super().__post_init__()
         for name, off, why in _UNSUPPORTED:
             if getattr(self, name) != off:
                 raise ValueError(f"{name}={getattr(self, name)}: not supported by softgrpo: {why}")
         if self.min_p is None:
             self.min_p = 0.0
-        if self.rollout_batch_size < 1:
-            raise ValueError(f"rollout_batch_size={self.rollout_batch_size}: must be >= 1")
         if self.max_steps < 1 and self.max_steps != -1:
             raise ValueError(
                 f"max_steps={self.max_steps}: must be >= 1, or -1 for num_train_epochs"
@@ -256,6 +258,7 @@ class SofTGRPOConfig(GRPOConfig):
                 "train_batch_tokens: DeepSpeed counts backward passes: use FSDP2 or DDP"
             )
         checkpointing: Any = self.gradient_checkpointing_kwargs or {}
+        check("gradient_checkpointing_kwargs", checkpointing, dict)
         is_reentrant = self.gradient_checkpointing and checkpointing.get("use_reentrant")
         if is_reentrant and self.ddp_find_unused_parameters is None:
             # DDP would look for them in a graph that does not show what is inside the checkpoints.

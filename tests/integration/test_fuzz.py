@@ -30,7 +30,8 @@ RECIPE = {
     "model": "m", "task": "t.jsonl", "use_cpu": True, "bf16": False, "tau": 0.1, "top_k": 5,
     "policy": "gumbel", "think_end": ["</t>"], "learning_rate": 1e-5, "max_steps": 3, "seed": 3,
     "num_generations": 4, "per_device_train_batch_size": 4, "rewards": ["numeric"],
-    "lora": {"r": 2},
+    "lora": {"r": 2}, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "deepspeed": None,
+    "lr_scheduler_kwargs": {}, "problem_seed": 1, "eval_threshold": 0.5, "num_eval_problems": 2,
     "task_options": {"a": [1]}, "examples": [["q", "a"]], "report_to": "none", "chat": False,
 }  # fmt: skip
 VALUES = [

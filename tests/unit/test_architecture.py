@@ -13,23 +13,33 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # room -> the rooms it may import, itself aside. A module beside the rooms is a room.
 _METHOD = {"thinking", "modeling", "replay", "rollout"}
 _LEAVES = {
-    "rewards", "sandbox", "tasks", "reports", "lab", "planning", "models", "files", "checkpoints",
-}  # fmt: skip
+    "rewards",
+    "sandbox",
+    "tasks",
+    "reports",
+    "lab",
+    "planning",
+    "models",
+    "files",
+    "checkpoints",
+    "values",
+}
 MAY_IMPORT = {
-    "thinking": set(),
+    "thinking": {"values"},
     "modeling": set(),
     "replay": {"thinking", "modeling"},
-    "rollout": {"thinking", "modeling", "replay"},
+    "rollout": {"thinking", "modeling", "replay", "values"},
     "training": _METHOD | _LEAVES,
     "evaluation": _METHOD | _LEAVES,
     "rewards": {"sandbox"},
     "sandbox": set(),
-    "tasks": {"rewards"},
+    "tasks": {"rewards", "values"},
     "reports": set(),
     "lab": {"rewards", "tasks"},
     "planning": set(),
     "models": {"lab", "checkpoints"},
     "files": set(),
+    "values": set(),
     "checkpoints": {"files"},
     "cli": _METHOD | _LEAVES | {"training", "evaluation"},
 }  # fmt: skip

@@ -126,12 +126,55 @@ def test_no_field_has_two_owners():
         (["--gradient_checkpointing", "perhaps"], {}, "gradient_checkpointing='perhaps'"),
         ([], {"gradient_checkpointing": None}, "gradient_checkpointing: must have a value"),
         ([], {"gradient_checkpointing": [True]}, "gradient_checkpointing=[True]"),
+        (
+            [],
+            {"gradient_checkpointing_kwargs": "x"},
+            "gradient_checkpointing_kwargs='x': must be a",
+        ),
+        (["--chat_template_kwargs", "[1]"], {}, "chat_template_kwargs='[1]': must be a mapping"),
+        ([], {"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs=[1]: must be a mapping"),
+        ([], {"deepspeed": "x"}, "deepspeed='x': must be a mapping"),
+        ([], {"accelerator_config": "x"}, "accelerator_config='x': must be a mapping"),
+        ([], {"accelerator_config": {"x": 1}}, "unexpected keyword argument 'x'"),
+        ([], {"log_level": "loud"}, "log_level='loud': choose from"),
+        ([], {"seed": -1}, "seed=-1: must be in [0, 4294967295]"),
+        (["--seed", str(2**40)], {}, "seed=1099511627776: must be in"),
+        ([], {"data_seed": -1}, "data_seed=-1: must be in"),
+        ([], {"problem_seed": -1}, "problem_seed=-1: must be in"),
+        ([], {"learning_rate": float("nan")}, "learning_rate=nan: must be a finite number"),
+        (["--learning_rate", "inf"], {}, "learning_rate=inf: must be a finite number"),
+        ([], {"learning_rate": -1e-5}, "learning_rate=-1e-05: must be >= 0"),
+        ([], {"eval_threshold": float("inf")}, "eval_threshold=inf: must be a finite number"),
+        ([], {"num_train_problems": 0}, "num_train_problems=0: must be >= 1"),
+        ([], {"examples": [["q", 1]]}, "examples=[['q', 1]]: must be a list"),
+        ([], {"lora": {1: 2}}, "lora={1: 2}: must be a mapping {name: value}"),
+        ([], {"tau": 10**400}, "tau"),
     ],
 )
 def test_refused_by_name(tmp_path, arguments, values, said):
     with pytest.raises(ValueError) as error:
         _read(tmp_path, arguments, **values)
     assert said in str(error.value)
+
+
+def test_mappings_come_as_yaml_as_json_and_as_a_file(tmp_path):
+    options = ["--gradient_checkpointing_kwargs", '{"use_reentrant": false}']
+    file = tmp_path / "accelerator.json"
+    file.write_text('{"split_batches": false}')
+    values = {"lr_scheduler_kwargs": {"a": 1}, "accelerator_config": str(file)}
+    _, training, resolved = _read(tmp_path, options, **values)
+    assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert resolved["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert training.lr_scheduler_kwargs == {"a": 1}
+    assert training.accelerator_config.split_batches is False
+    assert resolved["accelerator_config"] == str(file)
+
+
+@pytest.mark.parametrize("name", ["num_eval_problems", "problem_seed", "eval_threshold", "chat"])
+@pytest.mark.parametrize("value", [{"a": 1}, [1], "x", None])
+def test_a_run_of_values_of_another_type_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*: must be (a|true)"):
+        RunConfig(model="m", task="t", **{name: value})
 
 
 @pytest.mark.parametrize("text", ["- a\n- list\n", "a: [1", "!!python/object/apply:os.getcwd []"])

@@ -28,7 +28,10 @@ def test_discrete_samples_the_whole_vocabulary_unless_told_otherwise():
         ("answer_top_k", 0), ("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0), ("min_p", -0.1),
         ("tau", 0.0), ("tau", float("nan")), ("alpha", 0.0), ("sigma", -1.0), ("prob_floor", 1.0),
         ("noise_clamp", (3.0, -1.5)), ("cold_stop_steps", 0), ("max_think_tokens", 0),
-        ("cold_stop_entropy", 0.0), ("think_end", ("",)), ("top_p", torch.tensor([0.5, 2.0])),
+        ("cold_stop_entropy", 0.0), ("think_end", ("",)), ("think_end", (1,)), ("think_end", None),
+        ("top_k", 1.5), ("top_k", "5"), ("tau", None), ("sigma", {}), ("noise_clamp", [1.0]),
+        ("noise_clamp", "ab"), ("tau", torch.tensor([0.1, torch.inf])),
+        ("top_p", torch.tensor([0.5, 2.0])),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(field, value):
