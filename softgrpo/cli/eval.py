@@ -37,6 +37,7 @@ from softgrpo.rollout import TransformersEngine
 from softgrpo.tasks import BENCHMARKS, BOXED, Problem, PromptFormat, load_benchmark, load_problems
 from softgrpo.tasks.tables import SUFFIXES
 from softgrpo.thinking.phases import Markers
+from softgrpo.values import check
 
 _PARTS = 4  # batches handed to the engine at a time, for it to keep its batch full
 _NUM_GENERATED = 200  # problems of a generator, unless --limit says more or less
@@ -217,10 +218,7 @@ def _make_task(
 def _load_task(options: argparse.Namespace) -> list[Problem]:
     source = options.task
     given = load_yaml(options.task_options, "--task-options") if options.task_options else {}
-    if not isinstance(given, dict):
-        raise ValueError(
-            f"--task-options {options.task_options!r}: must be a mapping, {{name: value}}"
-        )
+    check("--task-options", given, dict[str, Any])
     if source == LAB_TASK:
         raise ValueError(f"--task {source}: evaluate a run of it: softgrpo eval RUN")
     count = None

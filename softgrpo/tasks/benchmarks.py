@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from softgrpo.tasks.problems import Problem
-from softgrpo.tasks.tables import Row, read_file, read_hub
+from softgrpo.tasks.tables import Row, collect, read_file, read_hub, to_answer, to_id
+from softgrpo.values import check, shown
 
 BOXED = "{question}\nLet's think step by step and output the final answer within \\boxed{}."
 """The prompt of the paper and its authors' code."""
@@ -148,16 +149,15 @@ def _hub(benchmark: Benchmark) -> Iterable[Row]:
 
 
 def _to_problems(rows: Iterable[Row], name: str, seed: int) -> list[Problem]:
-    problems = []
-    for index, (where, row) in enumerate(rows):
+    def to_problem(index: int, row: Mapping[str, Any]) -> Problem:
         try:
             question, answer = _question_and_answer(row, name, seed)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{where}: no row of {name}: {error!r} is missing") from error
-        problems.append(Problem(str(row.get("id") or f"{name}/{index}"), question, answer))
-    if not problems:
-        raise ValueError(f"{name}: no problems")
-    return problems
+            problem_id = to_id(row.get("id"), f"{name}/{index}")
+        except ValueError as error:
+            raise ValueError(f"no row of {name}: {error}") from error
+        return Problem(problem_id, question, answer)
+
+    return collect(rows, to_problem, name)
 
 
 def _question_and_answer(row: Mapping[str, Any], name: str, seed: int) -> tuple[str, str]:
@@ -166,34 +166,59 @@ def _question_and_answer(row: Mapping[str, Any], name: str, seed: int) -> tuple[
         case "gpqa_diamond":
             return _multiple_choice(row, seed)
         case "humaneval":
-            gold = row.get("answer", row)
-            prompt = row["question"] if "question" in row else row["prompt"]
-            kept = {key: gold[key] for key in ("canonical_solution", "test", "entry_point")}
+            prompt, gold = _either(row, "question", "prompt"), _gold(row)
+            kept = {key: _take(gold, key) for key in ("canonical_solution", "test", "entry_point")}
             question = f"Complete this function:\n```python\n{prompt.strip()}\n```"
             return question, json.dumps({"prompt": prompt, **kept})
         case "mbpp":
-            gold = row.get("answer", row)
-            question = row["question"] if "question" in row else row["prompt"]
+            question, gold = _either(row, "question", "prompt"), _gold(row)
+            tests = _take(gold, "test_list", list[str])
             imports = gold.get("test_import", gold.get("test_imports")) or []
-            kept = {"code": gold["code"], "test_list": gold["test_list"], "test_import": imports}
-            tests = "\n".join(gold["test_list"])
-            return f"{question}\nIt must pass:\n```python\n{tests}\n```", json.dumps(kept)
+            check("test_import", imports, list[str])
+            kept = {"code": _take(gold, "code"), "test_list": tests, "test_import": imports}
+            shown_tests = "\n".join(tests)
+            return f"{question}\nIt must pass:\n```python\n{shown_tests}\n```", json.dumps(kept)
         case "gsm8k":
-            return row["question"], str(row["answer"]).rpartition("####")[2].strip()
+            answer = to_answer(row.get("answer"), "answer").rpartition("####")[2].strip()
+            return _take(row, "question"), to_answer(answer, "answer")
         case _:
-            question = row["question"] if "question" in row else row["problem"]
-            return question, str(row["answer"])
+            return _either(row, "question", "problem"), to_answer(row.get("answer"), "answer")
 
 
 def _multiple_choice(row: Mapping[str, Any], seed: int) -> tuple[str, str]:
     """Choices in an order of the seed's; a file has `choices` and the right one as `answer`."""
     if "choices" in row:
-        question, right, choices = row["question"], row["answer"], list(row["choices"])
+        question, right = _take(row, "question"), _take(row, "answer")
+        choices = _take(row, "choices", list[str])
     else:
-        question, right = row["Question"], row["Correct Answer"]
-        choices = [right, *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
-    choices = [choice.strip() for choice in choices]
+        question, right = _take(row, "Question"), _take(row, "Correct Answer")
+        choices = [right, *(_take(row, f"Incorrect Answer {i}") for i in (1, 2, 3))]
+    right, choices = right.strip(), [choice.strip() for choice in choices]
+    if right not in choices:
+        raise ValueError(f"answer={shown(right)}: must be one of the choices")
     random.Random(f"{seed}/{question}").shuffle(choices)
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     lines = [f"{name}) {choice}" for name, choice in zip(letters, choices, strict=True)]
-    return "\n".join([question.strip(), "", *lines]), letters[choices.index(right.strip())]
+    return "\n".join([question.strip(), "", *lines]), letters[choices.index(right)]
+
+
+def _take(row: Mapping[str, Any], name: str, kind: Any = str) -> Any:
+    """A value that a row must have; text unless said otherwise, and then not empty."""
+    if name not in row:
+        raise ValueError(f"{name!r} is missing")
+    check(name, row[name], kind)
+    if not row[name]:
+        raise ValueError(f"{name!r} is empty")
+    return row[name]
+
+
+def _either(row: Mapping[str, Any], name: str, other: str) -> str:
+    """A text that goes by one name in a local file and by another on the hub."""
+    return _take(row, name if name in row else other)
+
+
+def _gold(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a program is judged by: in a local file the answer, on the hub the row itself."""
+    gold = row.get("answer", row)
+    check("answer", gold, Mapping)
+    return gold

@@ -4,11 +4,12 @@ Not the chat template: that is the tokenizer's, applied by the trainer and the e
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from softgrpo.tasks.problems import Problem
+from softgrpo.values import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,12 +112,30 @@ def to_dataset(
     Returns:
         A data set with the column `prompt` and those of `reward_columns`; None where a problem has
         not what another has.
+
+    Raises:
+        ValueError: A column holds what Arrow cannot, such as whole numbers of more than 64 bits.
     """
-    from datasets import Dataset
 
     prompt = prompt_format.messages if conversational else prompt_format.text
     rows = [{"prompt": prompt(problem), **reward_columns(problem)} for problem in problems]
     names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return _dataset(rows, names)
+    except Exception as error:  # of many kinds, none of which says which column
+        for name in names:
+            try:
+                _dataset(rows, [name])
+            except Exception as cause:
+                raise ValueError(
+                    f"column {shown(name)} of the problems: a data set cannot hold it: {cause}"
+                ) from error
+        raise
+
+
+def _dataset(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> "Dataset":
+    from datasets import Dataset
+
     # A column may hold values of several types, as JSON may.
     return Dataset.from_list(
         [{name: row.get(name) for name in names} for row in rows], on_mixed_types="use_json"

@@ -13,6 +13,7 @@ from typing import Any
 from softgrpo.tasks.generated import generate_problems
 from softgrpo.tasks.problems import EVAL_SHARE, Problem, Split, question_digest, split_of
 from softgrpo.tasks.tables import SUFFIXES, Row, read_file, read_hub, to_problems
+from softgrpo.values import check
 
 _FILE_OPTIONS = {"question_column", "answer_column", "eval_source"}
 _HUB_OPTIONS = {"question_column", "answer_column", "name", "split", "eval_split", "revision"}
@@ -51,6 +52,7 @@ def load_problems(
         ValueError: Names the field, file or line at fault, and what would do.
     """
     options = dict(options or {})
+    check("task_options", options, dict[str, Any])
     if num_problems is not None and num_problems < 1:
         raise ValueError(f"num_problems={num_problems}: must be at least 1")
     if source.startswith("reasoning_gym:"):
@@ -66,7 +68,7 @@ def load_problems(
     if source.startswith("hub:"):
         _check_options(source, options, _HUB_OPTIONS)
         load = partial(_load_hub, source.removeprefix("hub:"), options)
-        table, held_out = options.get("split", "train"), options.get("eval_split")
+        table, held_out = options.get("split") or "train", options.get("eval_split")
     elif source.endswith(SUFFIXES):
         _check_options(source, options, _FILE_OPTIONS)
         load = partial(_load_file, options)
@@ -117,10 +119,13 @@ def _to_problems(rows: Iterable[Row], table: str, options: Mapping[str, Any]) ->
         rows,
         table=table,
         question_column=options.get("question_column"),
-        answer_column=options.get("answer_column", "answer"),
+        answer_column=options.get("answer_column") or "answer",
     )
 
 
 def _check_options(source: str, options: Mapping[str, Any], known: set[str]) -> None:
+    """Options of a table: all of them are names."""
     if unknown := options.keys() - known:
         raise ValueError(f"{source}: unknown options {sorted(unknown)}; there are {sorted(known)}")
+    for name, value in options.items():
+        check(f"task_options.{name}", value, str | None)

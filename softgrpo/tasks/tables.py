@@ -4,13 +4,13 @@ Not their split into train and eval, which is `sources.py`.
 """
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from softgrpo.tasks.problems import Problem
+from softgrpo.values import check, fits, shown
 
 Row = tuple[str, Mapping[str, Any]]
 """A row and where it is, for messages: `data.jsonl:7` or `data.parquet, row 7`."""
@@ -62,23 +62,62 @@ def to_problems(
     Raises:
         ValueError: No rows, a missing column, two rows with one id, or a value of no use.
     """
-    problems: dict[str, Problem] = {}
-    for index, (where, row) in enumerate(rows):
+
+    def to_problem(index: int, row: Mapping[str, Any]) -> Problem:
         rest = dict(row)
         column = question_column or ("question" if "question" in rest else "prompt")
-        question, context = _question(_pop(rest, column, where), where, column)
-        answer = _answer(_pop(rest, answer_column, where), where, answer_column)
-        problem_id = str(rest.pop("id", f"{table}/{index}"))
-        if problem_id in problems:
-            raise ValueError(f"{where}: id {problem_id!r} stands twice; ids must be distinct")
-        problems[problem_id] = Problem(problem_id, question, answer, rest, context)
-    if not problems:
-        raise ValueError(f"{table}: no data; at least one row is needed")
-    names = dict.fromkeys(name for problem in problems.values() for name in problem.metadata)
+        question, context = _question(_pop(rest, column), column)
+        answer = to_answer(_pop(rest, answer_column), answer_column)
+        problem_id = to_id(rest.pop("id", None), f"{table}/{index}")
+        return Problem(problem_id, question, answer, rest, context)
+
+    problems = collect(rows, to_problem, table)
+    names = dict.fromkeys(name for problem in problems for name in problem.metadata)
     return [
         replace(problem, metadata={name: problem.metadata.get(name) for name in names})
-        for problem in problems.values()
+        for problem in problems
     ]
+
+
+def collect(
+    rows: Iterable[Row], to_problem: Callable[[int, Mapping[str, Any]], Problem], table: str
+) -> list[Problem]:
+    """The problem of each row.
+
+    Args:
+        rows: The rows with their places.
+        to_problem: Index and row to a problem; raises ValueError where it is none.
+        table: What messages call it where there are no rows.
+
+    Raises:
+        ValueError: No rows, a row that is no problem, or two rows with one id; names the place.
+    """
+    problems: dict[str, Problem] = {}
+    for index, (where, row) in enumerate(rows):
+        try:
+            problem = to_problem(index, row)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if problem.id in problems:
+            raise ValueError(f"{where}: id {problem.id!r} stands twice; ids must be distinct")
+        problems[problem.id] = problem
+    if not problems:
+        raise ValueError(f"{table}: no data; at least one row is needed")
+    return list(problems.values())
+
+
+def to_id(value: Any, default: str) -> str:
+    """The id of a row, a number or text; the default where it has none."""
+    check("id", value, float | str | None)
+    return default if value in (None, "") else str(value)
+
+
+def to_answer(value: Any, column: str) -> str:
+    """A gold answer as text."""
+    is_number = isinstance(value, int) or fits(value, float)
+    if is_number or (isinstance(value, str) and value.strip()):
+        return str(value)
+    raise ValueError(f"column {column!r} is {shown(value)}; it must be text or a finite number")
 
 
 def _read_jsonl(path: str) -> Iterator[Row]:
@@ -94,6 +133,8 @@ def _read_jsonl(path: str) -> Iterator[Row]:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+        if "\\u" in line:  # an escape can stand for half of a surrogate pair, which is no text
+            json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error}); each line must be one object") from error
     if not isinstance(row, dict):
@@ -106,44 +147,40 @@ def _read_parquet(path: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    # Arrow says OSError of what is damaged, and Python's dates do not hold all of Arrow's.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    for index, row in enumerate(table.to_pylist()):
+    for index, row in enumerate(rows):
         yield f"{path}, row {index}", row
 
 
-def _pop(row: dict[str, Any], column: str, where: str) -> Any:
+def _pop(row: dict[str, Any], column: str) -> Any:
     if column not in row:
         raise ValueError(
-            f"{where}: no column {column!r}; there are {sorted(row)}. Needed are 'question' or "
+            f"no column {column!r}; there are {sorted(row)}. Needed are 'question' or "
             "'prompt', and 'answer', or the options question_column and answer_column"
         )
     return row.pop(column)
 
 
-def _question(value: Any, where: str, column: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
+def _question(value: Any, column: str) -> tuple[str, tuple[Mapping[str, str], ...]]:
     """The question and the messages before it."""
     match value:
         case str() if value.strip():
             return value, ()
-        case [*context, {"role": "user", "content": str(question)}] if question.strip():
+        case [*context, {"role": "user", "content": str(question)}] if question.strip() and all(
+            map(_is_message, context)
+        ):
             return question, tuple(context)
     raise ValueError(
-        f"{where}: column {column!r} is {_shown(value)}; it must be text, or chat messages "
+        f"column {column!r} is {shown(value)}; it must be text, or chat messages "
         "(role, content) of which the last is the user's"
     )
 
 
-def _answer(value: Any, where: str, column: str) -> str:
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    if is_number or (isinstance(value, str) and value.strip()):
-        return str(value)
-    raise ValueError(
-        f"{where}: column {column!r} is {_shown(value)}; it must be text or a finite number"
-    )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _is_message(value: Any) -> bool:
+    match value:
+        case {"role": str(), "content": str()}:
+            return True
+    return False

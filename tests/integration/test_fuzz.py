@@ -19,6 +19,7 @@ from softgrpo.cli.main import main
 from softgrpo.cli.recipe import read_recipe
 from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.evaluation import RecordFile, read_records
+from softgrpo.tasks import BENCHMARKS, PromptFormat, load_benchmark, load_problems, to_dataset
 from softgrpo.thinking import SoftTrace, ThinkingConfig, from_tokens
 from tests.unit.evaluation.test_records import _record
 
@@ -144,6 +145,42 @@ def test_traces(tmp_path):
         else:
             assert trace.mask.shape == trace.ids.shape[:2] and torch.is_tensor(trace.scores)
             assert len(trace.tokens) == len(trace)
+
+
+ROWS = {
+    "own": {"question": "1 + 1?", "answer": "2", "level": 3, "tags": ["a", {"b": None}]},
+    "chat": {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+             "answer": 2, "id": "x"},
+    "gsm8k": {"question": "q", "answer": "#### 5"},
+    "math500": {"problem": "q", "answer": "5", "id": "x"},
+    "gpqa_diamond": {"question": "q", "answer": "a", "choices": ["a", "b"]},
+    "humaneval": {"prompt": "def f():", "canonical_solution": "1", "test": "t", "entry_point": "f"},
+    "mbpp": {"prompt": "f", "code": "x", "test_list": ["assert f"], "test_imports": []},
+}  # fmt: skip
+
+
+def test_problems(tmp_path):
+    for number, rng in enumerate(_rngs(500, 5)):
+        name = rng.choice(list(ROWS))
+        rows = [ROWS[name], _changed(rng, ROWS[name])]
+        content = "".join(json.dumps(row, skipkeys=True) + "\n" for row in rows).encode()
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(_damaged(rng, content) if rng.random() < 0.3 else content)
+        options = {"eval_source": str(path)}
+        if rng.random() < 0.2:
+            options = _changed(rng, options | {"question_column": "question"})
+        try:
+            if name in BENCHMARKS:
+                problems = load_benchmark(name, data=str(tmp_path))
+            else:
+                problems = load_problems(
+                    str(path), split="eval", num_problems=None, seed=0, options=options
+                )
+            rows = to_dataset(problems, PromptFormat(), conversational=rng.random() < 0.5)
+        except (ValueError, OSError) as error:
+            assert str(error) and getattr(error, "filename", "its own words"), number
+        else:
+            assert len(rows) == len(problems) == len({p.id for p in problems}), number
 
 
 def test_run_folders(tmp_path):

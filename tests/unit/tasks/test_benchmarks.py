@@ -113,6 +113,43 @@ def test_a_row_of_something_else_is_refused(tmp_path):
         load_benchmark("gsm8k", data=str(tmp_path))
 
 
+_CODE = {"prompt": "def f():", "canonical_solution": "1", "test": "t", "entry_point": "f"}
+_MBPP = {"prompt": "f", "code": "x", "test_list": ["assert f"]}
+_CHOICE = {"question": "q", "answer": "a", "choices": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("gsm8k", {"question": 1, "answer": "#### 5"}, "question=1: must be text"),
+        ("gsm8k", {"question": "", "answer": "#### 5"}, "'question' is empty"),
+        ("gsm8k", {"question": "1?", "answer": "####"}, "'answer' is ''"),
+        ("math500", {"problem": "1?", "answer": None}, "'answer' is None"),
+        ("math500", {"problem": "1?", "answer": "5", "id": {}}, "id={}: must be"),
+        ("humaneval", {"question": None, "answer": {}}, "question=None: must be text"),
+        ("humaneval", {"question": "def f():", "answer": "5"}, "answer='5': must be a mapping"),
+        ("humaneval", _CODE | {"canonical_solution": 1}, "canonical_solution=1: must be text"),
+        ("mbpp", _MBPP | {"test_list": "abc"}, "test_list='abc': must be a list"),
+        ("mbpp", _MBPP | {"test_list": []}, "'test_list' is empty"),
+        ("mbpp", _MBPP | {"test_imports": 5}, "test_import=5: must be a list"),
+        ("gpqa_diamond", _CHOICE | {"choices": [None]}, "choices=[None]: must be a list"),
+        ("gpqa_diamond", _CHOICE | {"answer": "c"}, "answer='c': must be one of the choices"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_the_line(tmp_path, name, row, said):
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError) as error:
+        load_benchmark(name, data=str(tmp_path))
+    assert f"{name}.jsonl:1: no row of {name}: " in str(error.value) and said in str(error.value)
+
+
+def test_one_id_stands_for_one_problem(tmp_path):
+    row = json.dumps({"id": "a", "question": "1?", "answer": "#### 5"}) + "\n"
+    (tmp_path / "gsm8k.jsonl").write_text(row * 2)
+    with pytest.raises(ValueError, match=r"gsm8k\.jsonl:2: id 'a' stands twice"):
+        load_benchmark("gsm8k", data=str(tmp_path))
+
+
 @pytest.mark.skipif(not FILES, reason="the benchmark files are not here")
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_gold_answer_passes_its_own_verifier(file: Path):

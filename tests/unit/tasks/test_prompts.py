@@ -72,3 +72,9 @@ def test_columns_of_several_types_come_back_as_they_were() -> None:
     rows = to_dataset([*problems, Problem("b", "?", "2")], PromptFormat(), conversational=True)
     assert [row["note"] for row in rows] == [*notes, None]
     assert rows[0]["prompt"] == [{"role": "user", "content": "?"}]
+
+
+def test_a_column_that_no_data_set_can_hold_is_named() -> None:
+    problems = [Problem("a", "q", "1", {"level": 3, "size": 10**30})]
+    with pytest.raises(ValueError, match="column 'size' of the problems: a data set cannot hold"):
+        to_dataset(problems, PromptFormat(), conversational=False)

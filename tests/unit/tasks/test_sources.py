@@ -70,6 +70,14 @@ def test_generated_problems_are_right_reproducible_and_a_prefix_of_more() -> Non
         ("data.csv", 5, {}, "unknown source 'data.csv'; expected reasoning_gym:NAME"),
         ("no/such.jsonl", 5, {}, "no/such.jsonl: no such file"),
         ("no/such.jsonl", 5, {"colour": 1}, r"unknown options \['colour'\]"),
+        (
+            "no/such.jsonl",
+            5,
+            {"question_column": 5},
+            "task_options.question_column=5: must be text",
+        ),
+        ("no/such.jsonl", 5, {"eval_source": ["a"]}, r"task_options.eval_source=\['a'\]: must be"),
+        ("hub:org/name", 5, {"eval_split": {}}, r"task_options.eval_split=\{\}: must be text"),
         ("hub:org/name", 5, {"eval_source": "a"}, r"unknown options \['eval_source'\]"),
     ],
 )
@@ -154,6 +162,11 @@ def test_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_numbers_of_any_size_are_answers(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "1?", "answer": 10**400}])
+    assert load(path, "eval", eval_source=path)[0].answer == str(10**400)
+
+
 def test_columns_by_name(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"query": "1?", "gold": "1"}])
     names: dict[str, Any] = {"question_column": "query", "answer_column": "gold"}
@@ -177,6 +190,13 @@ def test_columns_by_name(tmp_path: Path) -> None:
         ('{"question": null, "answer": "1"}', "column 'question' is None"),
         ('{"prompt": [], "answer": "1"}', r"column 'prompt' is \[\]"),
         ('{"prompt": [{"role": "system", "content": "a"}], "answer": "1"}', "the last is the user"),
+        ('{"prompt": [5, {"role": "user", "content": "1?"}], "answer": "1"}', "'prompt' is"),
+        (
+            '{"prompt": [{"role": 1}, {"role": "user", "content": "1?"}], "answer": "1"}',
+            "'prompt' is",
+        ),
+        ('{"id": [], "question": "1?", "answer": "1"}', r"rows.jsonl:1: id=\[\]: must be"),
+        ('{"question": "\\ud800?", "answer": "1"}', "rows.jsonl:1: not JSON .*surrogate"),
         ('{"id": 1, "question": "1?", "answer": "1"}\n' * 2, "rows.jsonl:2: id '1' stands twice"),
     ],
 )
