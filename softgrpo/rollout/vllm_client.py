@@ -6,8 +6,9 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 from softgrpo.rollout.engine import FinishReason
@@ -21,6 +22,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
 )
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.policies import POLICIES
+from softgrpo.values import check
 
 _TIMEOUT = 3600.0  # seconds without a byte from the server: a whole answer may take so long
 
@@ -35,13 +37,14 @@ class Server:
         model: The name of what it serves.
 
     Raises:
-        ValueError: No server answers there.
+        ValueError: No server answers there, or it lists no model.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        with self._open("/v1/models") as response:
-            self.model: str = json.load(response)["data"][0]["id"]
+        with self._reading(), self._open("/v1/models") as response:
+            self.model: str = _mapping(response.read())["data"][0]["id"]
+            check("id", self.model, str)
 
     def complete(
         self, prompt: Sequence[int], request: ThinkingRequest, max_new_tokens: int, **more: Any
@@ -55,14 +58,18 @@ class Server:
             more: More fields of the request.
 
         Raises:
-            ValueError: The server refused the request, or ended it before its time; says why.
+            ValueError: The server refused the request, ended it before its time, or answered what
+            softgrpo serve does not; says why.
         """
         request = replace(request, record="packed")
         body = self._body(prompt, request, max_new_tokens) | more
-        with self._open("/v1/completions", body) as response:
-            answer = json.load(response)
-        record = unpack(answer.get("kv_transfer_params"), request, engine="vllm-server")
-        return record, answer["choices"][0]["finish_reason"]
+        with self._reading():
+            with self._open("/v1/completions", body) as response:
+                answer = _mapping(response.read())
+            record = unpack(answer.get("kv_transfer_params"), request, engine="vllm-server")
+            finish_reason = answer["choices"][0]["finish_reason"]
+            check("finish_reason", finish_reason, FinishReason)
+        return record, finish_reason
 
     def stream(
         self, prompt: Sequence[int], config: ThinkingConfig, *, max_new_tokens: int, seed: int = 0
@@ -70,7 +77,8 @@ class Server:
         """Generate one sequence and yield each step as it comes, as TransformersEngine.stream.
 
         Raises:
-            ValueError: The server refused the request or failed; says why.
+            ValueError: The server refused the request, failed, or answered what softgrpo serve does
+            not; says why.
         """
         request = ThinkingRequest(config, seed=seed)
         body = self._body(prompt, request, max_new_tokens) | {
@@ -78,11 +86,16 @@ class Server:
             "logprobs": request.num_logprobs,
             "return_tokens_as_token_ids": True,
         }
-        with self._open("/v1/completions", body) as response:
+        num_steps = 0
+        with self._reading(), self._open("/v1/completions", body) as response:
             for line in response:
-                event = line.decode().strip().removeprefix("data: ")
-                if event and event != "[DONE]":
-                    yield from _steps(json.loads(event), request)
+                event = line.strip().removeprefix(b"data: ")
+                if event and event != b"[DONE]":
+                    for step in _steps(_mapping(event), request):
+                        num_steps += 1
+                        yield step
+            if num_steps == 0:
+                raise ValueError("it ended without a step")
 
     def post(self, path: str, body: Mapping[str, Any]) -> None:
         """Call an endpoint for what it does, not for what it answers."""
@@ -101,24 +114,49 @@ class Server:
             **answer,
         }
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Whatever is wrong with an answer, it is refused as no answer of softgrpo serve."""
+        try:
+            yield
+        except _ServerError:
+            raise
+        except (HTTPException, OSError, ArithmeticError, AttributeError, LookupError, RuntimeError,
+                TypeError, ValueError) as error:  # fmt: skip
+            raise _ServerError(
+                f"{self.url}: its answer is not that of softgrpo serve: {error or repr(error)}"
+            ) from error
+
     def _open(self, path: str, body: Mapping[str, Any] | None = None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)
         try:
+            request = urllib.request.Request(self.url + path, data=data, headers=headers)
             return urllib.request.urlopen(request, timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:500]
-            raise ValueError(f"{self.url}{path} answered {error.code}: {said}") from error
-        except (OSError, ValueError) as error:
-            raise ValueError(
+            raise _ServerError(f"{self.url}{path} answered {error.code}: {said}") from error
+        except (HTTPException, OSError, ValueError) as error:
+            raise _ServerError(
                 f"no server answers at {self.url} ({error}); start one: softgrpo serve MODEL"
             ) from error
 
 
+class _ServerError(ValueError):
+    """What there is to say of a server, in words of its own."""
+
+
+def _mapping(text: bytes) -> dict[str, Any]:
+    value = json.loads(text)
+    check("what it sent", value, dict[str, Any])
+    return value
+
+
 def _steps(event: dict[str, Any], request: ThinkingRequest) -> Iterator[StreamedStep]:
     if "error" in event:
-        raise ValueError(f"the server: {event['error'].get('message', event['error'])}")
+        error = event["error"]
+        said = error.get("message", error) if isinstance(error, dict) else error
+        raise _ServerError(f"the server: {said}")
     choices = event.get("choices") or []
     logprobs = choices[0].get("logprobs") if choices else None
     if not logprobs or not logprobs["top_logprobs"]:

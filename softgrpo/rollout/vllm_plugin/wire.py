@@ -379,13 +379,23 @@ def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: 
         values: [T, C] float32.
         request: What had been asked for.
         engine: Where it came from, for the trace.
+
+    Raises:
+        ValueError: No steps, or what is none: a value that is not finite, an id that no token has,
+            a soft step without a support.
     """
     num_columns = request.num_columns
+    if not len(ids) or not torch.isfinite(values).all():
+        raise ValueError("a record without steps, or with a value that is not finite")
+    if ((ids < 0) | (ids.int() != ids)).any():
+        raise ValueError("a record with an id that no token has")
     ids, scores = ids[:, :num_columns].int(), values[:, :num_columns]
     note = values[:, num_columns].int()
     is_soft = (note & 1).bool()
     is_non_finite = (note & 2).bool()
     support = torch.arange(num_columns) < (note >> 4)[:, None]
+    if not support[is_soft & ~is_non_finite, 0].all():
+        raise ValueError("a record of a soft step without a support")
     is_used = is_soft[:, None] | (torch.arange(num_columns) == 0)
     last_end = int(note[-1] >> 2) & 3
     trace = SoftTrace(

@@ -108,6 +108,78 @@ def test_an_error_within_the_stream_is_heard(http):
         list(Server(url).stream([1], CONFIG, max_new_tokens=4))
 
 
+def _logged(top):
+    return [{"choices": [{"logprobs": {"top_logprobs": [top]}}]}]
+
+
+_NOTE = 1 + 16 * 3  # of a soft step with a support of three
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [5],
+        ["text"],
+        [{"choices": 5}],
+        [{"choices": [5]}],
+        [{"choices": [{"logprobs": {"top_logprobs": 5}}]}],
+        _logged({"a": 1}),
+        _logged({"token_id:1": 1}),
+        _logged({f"token_id:-{i}": _NOTE for i in range(1, 5)}),
+        _logged({f"token_id:{2**40 + i}": _NOTE for i in range(4)}),
+        _logged({f"token_id:{10**30 + i}": _NOTE for i in range(4)}),
+        _logged({f"token_id:{i}": "x" for i in range(4)}),
+        _logged({f"token_id:{i}": float("nan") for i in range(4)}),
+        _logged({f"token_id:{i}": 1 for i in range(4)}),
+        [{"error": "text"}],
+        [{"error": None}],
+        [],
+        [{"choices": []}],
+    ],
+    ids=lambda events: str(events)[:60],
+)
+def test_a_stream_of_something_else_is_refused(http, events):
+    handler, url = http
+    handler.events = events
+    with pytest.raises(ValueError, match=r"answer is not that of softgrpo serve: .|the server: "):
+        list(Server(url).stream([1], CONFIG, max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"kv_transfer_params": 5},
+        *({"kv_transfer_params": {KEY: text}} for text in ("!", "AAAA", "", 5)),
+        {"choices": [], "kv_transfer_params": {KEY: "A" * 64}},
+        {"choices": [{"finish_reason": "loud"}], "kv_transfer_params": {KEY: "A" * 64}},
+    ],
+    ids=str,
+)
+def test_an_answer_of_something_else_is_refused(http, answer):
+    handler, url = http
+    handler.answer = answer
+    with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
+        Server(url).complete([1, 2], ThinkingRequest(CONFIG, seed=4), 3)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [b"", b"<html>", b"[]", b"{}", b'{"data": []}', b"\xff", b'{"data": [{"id": 5}]}', b"[" * 9999],
+)
+def test_a_list_of_models_of_something_else_is_refused(http, listed):
+    handler, url = http
+    handler.do_GET = lambda self: self._send(200, listed)
+    with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
+        Server(url)
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://", "http://a b", "ftp://x", "http://x:port"])
+def test_an_address_of_no_server(url):
+    with pytest.raises(ValueError, match=r"no server answers at .*softgrpo serve MODEL"):
+        Server(url)
+
+
 def test_no_server_says_how_to_start_one():
     with pytest.raises(ValueError, match="softgrpo serve MODEL"):
         list(Server("http://127.0.0.1:9").stream([1], CONFIG, max_new_tokens=4))
