@@ -6,11 +6,10 @@ their way to it: where the list is, everything is.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from softgrpo.files import delete, sync, sync_all, write_json
+from softgrpo.files import delete, read_json, sync, sync_all, write_json
 
 _LIST = "complete.json"
 
@@ -69,7 +68,7 @@ def keep_newest(newest: Path, limit: int, best: Path | None = None) -> None:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / _LIST).read_text())["files"]
+        sizes = read_json(checkpoint / _LIST)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

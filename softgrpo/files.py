@@ -78,6 +78,29 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: It is missing or cannot be read; says which.
+        ValueError: It is no regular file, or no UTF-8.
+    """
+    require_regular(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; raises as read_text, and ValueError where it is no JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole or not at all; neither a kill nor a power loss leaves half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

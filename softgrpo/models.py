@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from softgrpo.checkpoints import complete_checkpoints
+from softgrpo.files import read_json, require_regular
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -101,7 +101,7 @@ def _base_of(place: str, adapter: str) -> str | None:
     """The model that an adapter is for; None where a model lies beside the adapter."""
     if Path(place, "config.json").exists():
         return None
-    return json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return read_json(Path(adapter))["base_model_name_or_path"]
 
 
 def load_tokenizer(
@@ -121,6 +121,8 @@ def load_tokenizer(
             revision=revision or "main",
             subfolder=subfolder,
         )
+        # Some of what is wrong with its files shows only when it is used.
+        tokenizer.decode(tokenizer.encode("a b", add_special_tokens=False))
     except Exception as error:  # as above
         raise ValueError(f"model {source!r}: its tokenizer cannot be loaded: {error}") from error
     tokenizer.clean_up_tokenization_spaces = False
@@ -162,7 +164,11 @@ def resolve_model(source: str) -> str:
         return str(BASE_MODEL)
     folder = Path(source)
     if folder.is_dir():
-        return str(_in_folder(folder))
+        place = _in_folder(folder)
+        for path in place.iterdir():
+            if not path.is_dir():  # transformers would wait for the other end of a pipe
+                require_regular(path)
+        return str(place)
     if source.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(source):
         raise ValueError(
             f"model {source!r}: no such folder; give a folder in Hugging Face format, a run's "

@@ -26,6 +26,7 @@ from softgrpo.evaluation import (
 )
 from softgrpo.files import require_regular, to_json, write_whole
 from softgrpo.reports import cell, format_table, interval, paper_rows
+from softgrpo.values import check
 
 _PAIRS_SHOWN = 60
 # How `render` begins, in every format.
@@ -248,7 +249,8 @@ def file_stem(task: str) -> str:
 
 def _complete(results: Results, file: Path) -> Results:
     """Without the problems that are not sampled as often as the others; says so."""
-    wanted = int(results.settings.get("num_samples", results.num_samples))
+    wanted = results.settings.get("num_samples", results.num_samples)
+    check(f"{file}: num_samples", wanted, int)
     whole = {p for p, records in results.by_problem.items() if len(records) == wanted}
     if left_out := len(results.by_problem) - len(whole):
         print(f"{file}: {left_out} problems are not finished and left out", file=sys.stderr)

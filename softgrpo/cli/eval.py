@@ -24,7 +24,7 @@ from softgrpo.cli.strict_yaml import load_yaml
 from softgrpo.cli.style import Style, given_thinking, read_style
 from softgrpo.cli.trial import try_judge
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
-from softgrpo.files import locked, write_json, write_whole
+from softgrpo.files import locked, read_text, write_json, write_whole
 from softgrpo.models import (
     context_length,
     default_device,
@@ -242,7 +242,7 @@ def _selected(problems: list[Problem], options: argparse.Namespace) -> list[Prob
     elif spec:
         by_id = {problem.id: problem for problem in problems}
         path = Path(spec)
-        ids = path.read_text(encoding="utf-8").split() if path.is_file() else spec.split(",")
+        ids = read_text(path).split() if path.is_file() else spec.split(",")
         if unknown := [name for name in ids if name not in by_id]:
             raise ValueError(
                 f"--subset: no problem {unknown[0]!r}; ids are like {problems[0].id!r}, and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 import traceback
@@ -105,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and options.command not in ("train", "serve"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     is_debugging = os.environ.get("SOFTGRPO_DEBUG") == "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names and texts may hold what UTF-8 does not
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(options, rest, is_debugging)
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -15,8 +14,9 @@ from softgrpo.cli.plan import Plan
 from softgrpo.cli.progress import duration
 from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.evaluation import Results, describe, paired, share
-from softgrpo.files import write_json
+from softgrpo.files import read_json, write_json
 from softgrpo.reports import Style, cell, format_table, interval
+from softgrpo.values import check
 
 Evaluations = dict[str, Results]  # by decoding
 
@@ -125,7 +125,9 @@ def former_cost(directory: RunDirectory) -> dict[str, Any] | None:
     """What the start that trained took, as it reported; None where it came to no report."""
     if not directory.summary.exists():
         return None
-    return json.loads(directory.summary.read_text(encoding="utf-8"))["cost"]
+    summary = read_json(directory.summary)
+    check(str(directory.summary), summary, dict)
+    return summary.get("cost")
 
 
 def usage() -> tuple[float, float]:

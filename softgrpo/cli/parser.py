@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from softgrpo.cli.recipe import RunConfig, unknown_field
+from softgrpo.files import read_json
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.values import check, fits, shown, type_hints
 
@@ -103,7 +104,7 @@ def _checked(name: str, value: Any, choices: Any) -> Any:
 def _mapping(name: str, text: str) -> Any:
     is_file = name in _FROM_FILES and not text.startswith("{")
     try:
-        value = json.loads(Path(text).read_text(encoding="utf-8") if is_file else text)
+        value = read_json(Path(text)) if is_file else json.loads(text)
         check(name, value, dict[str, Any])
     except (OSError, ValueError, RecursionError) as error:
         wanted = "a mapping {name: value}" + (" or a JSON file that holds one" if is_file else "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softgrpo.cli.strict_yaml import load_yaml
+from softgrpo.files import read_text
 from softgrpo.values import Bounds, check, check_bounds, check_fields, shown
 
 if TYPE_CHECKING:
@@ -134,13 +135,11 @@ def unknown_field(name: str, known: list[str], where: str) -> ValueError:
 def read_yaml(path: str) -> dict[str, Any]:
     """The fields of a recipe's file, unchecked."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such recipe; it comes first: softgrpo train RECIPE --field value"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
     values = load_yaml(text, path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold fields, `name: value`, one a line")

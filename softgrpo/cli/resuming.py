@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from softgrpo.cli.recipe import RunConfig, read_yaml
 from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.files import read_json
 from softgrpo.thinking import ThinkingConfig
+from softgrpo.values import check
 
 # What the evaluation before training was made with, and the one after is to be compared by.
 _EVALUATED = (
@@ -26,7 +27,7 @@ _TRAINED = (
 # What is still to be done when training has ended.
 _AFTERWARDS = ("num_eval_problems", "eval_decodings", "output_dir")
 # Schedules whose state is the learning rate itself.
-_STATEFUL = {"reduce_lr_on_plateau", "greedy"}
+_STATEFUL = ("reduce_lr_on_plateau", "greedy")
 
 
 def check_changes(
@@ -57,8 +58,8 @@ def check_changes(
         if any(directory.path.glob("evaluation/before-*.jsonl")):
             _refuse(changed, _EVALUATED, "the evaluation before training was made with the former")
         return
-    schedules = {before.get("lr_scheduler_type"), now.get("lr_scheduler_type")}
-    rates = ("learning_rate", "lr_scheduler_type") if schedules & _STATEFUL else ()
+    is_stateful = any(run.get("lr_scheduler_type") in _STATEFUL for run in (before, now))
+    rates = ("learning_rate", "lr_scheduler_type") if is_stateful else ()
     _refuse(changed, (*_EVALUATED, *_TRAINED, *rates), f"{checkpoint} was made with the former")
     made_by = len(list(checkpoint.glob("rollouts_*.safetensors")))
     if made_by != num_processes:
@@ -66,7 +67,9 @@ def check_changes(
             f"{checkpoint}: was made by {made_by} processes and there are {num_processes}; start "
             "as many, or choose another output_dir"
         )
-    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    state = read_json(checkpoint / "trainer_state.json")
+    check("trainer_state.json", state, dict)
+    check(f"{checkpoint}/trainer_state.json: global_step", step := state.get("global_step"), int)
     if step > num_steps:
         raise ValueError(
             f"{checkpoint}: has made {step} steps, more than the {num_steps} that the run is to "

@@ -11,7 +11,6 @@ curves.png             the learning curves
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from dataclasses import dataclass
@@ -24,7 +23,16 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints, step_of
 from softgrpo.cli.recipe import read_yaml
-from softgrpo.files import HALF_WRITTEN, delete, entries, is_model_card, write_json, write_whole
+from softgrpo.files import (
+    HALF_WRITTEN,
+    delete,
+    entries,
+    is_model_card,
+    read_json,
+    require_regular,
+    write_json,
+    write_whole,
+)
 
 # What a run writes beside models and checkpoints: files, and folders where each is known by name.
 _FILES = ("metrics.jsonl", "curves.png", "config.yaml", "versions.json")
@@ -80,12 +88,14 @@ class RunDirectory:
         """Refuse a folder in use; touches nothing.
 
         Raises:
-            ValueError: It holds a run, or files that are no run's.
+            ValueError: It holds a run, files that are no run's, or a pipe in the place of a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"output_dir={self.path}: is a file")
         if not entries(self.path):
             return
+        for name in _FILES:
+            require_regular(self.path / name)
         if not self._is_run():
             raise ValueError(
                 f"output_dir={self.path}: holds files that are no run's; choose another folder"
@@ -117,8 +127,8 @@ class RunDirectory:
     def _is_run(self) -> bool:
         """Whether a run has written what lies here: versions first, which name the program."""
         try:
-            versions = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            versions = read_json(self.path / "versions.json")
+        except (OSError, ValueError):
             return False
         return isinstance(versions, dict) and {"softgrpo", "command"} <= versions.keys()
 

@@ -12,6 +12,7 @@ from softgrpo.cli.problems import prompt_format
 from softgrpo.cli.recipe import RunConfig, read_yaml
 from softgrpo.tasks import PromptFormat
 from softgrpo.thinking import ThinkingConfig
+from softgrpo.values import check
 
 # Options with the name of a field of ThinkingConfig.
 THINKING_OPTIONS = (
@@ -63,10 +64,12 @@ def read_style(model: str, given: Mapping[str, Any]) -> Style:
     """
     folder = Path(model)
     recipes = [place / "config.yaml" for place in (folder, folder.parent)]
-    recipe = next((path for path in recipes if path.is_file()), None)
+    recipe = next((path for path in recipes if path.exists()), None)
     if recipe is None:
         return Style(ThinkingConfig(**given), PromptFormat(separator=""))
     values = read_yaml(str(recipe))
+    check("max_completion_length", values.get("max_completion_length"), int | None)
+    check("chat_template_kwargs", values.get("chat_template_kwargs"), dict[str, Any] | None)
     thinking = {f.name: values[f.name] for f in fields(ThinkingConfig) if f.name in values}
     if thinking.get("min_p") is None:
         thinking["min_p"] = 0.0  # TRL's own default is None

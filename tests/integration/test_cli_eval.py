@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from softgrpo.cli.main import main
+from softgrpo.cli.outcome import table
 from softgrpo.evaluation import read_records
 from softgrpo.files import locked
 from softgrpo.lab.chains import make_problems
-from softgrpo.reports import before_after_table
 from tests.helpers import ROOT, save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_run_s_folder_is_no_place_for_other_tables(problems, tmp_path, capsys)
     """Its samples and its summary of before and after stay; the table is of what was evaluated."""
     inside = tmp_path / "evaluation"
     inside.mkdir()
-    (inside / "summary.md").write_text(before_after_table({}, {}, "markdown"))
+    (inside / "summary.md").write_text(table({}, {}, "markdown"))
     assert main(_command(problems, inside, "--limit", "2")) == 2
     assert "summary.md there was not written by an evaluation" in capsys.readouterr().err
     assert [path.name for path in inside.iterdir()] == ["summary.md"]

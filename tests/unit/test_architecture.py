@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "reports": set(),
     "lab": {"rewards", "tasks"},
     "planning": set(),
-    "models": {"lab", "checkpoints"},
+    "models": {"lab", "checkpoints", "files"},
     "files": set(),
     "values": set(),
     "checkpoints": {"files"},

@@ -15,6 +15,7 @@ from softgrpo.files import (
     HALF_WRITTEN,
     entries,
     locked,
+    read_json,
     require_regular,
     to_json,
     write_whole,
@@ -106,3 +107,10 @@ def test_devices_pipes_and_folders_are_no_files(tmp_path):
 def test_no_number_is_null_in_json():
     text = to_json({"a": [math.nan, (1.5, {"b": math.nan})]})
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, [1.5, {"b": None}]]}
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[" * 99_999, b"9" * 9999])
+def test_a_file_that_is_no_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match="a.json: not (JSON|UTF-8 text): ."):
+        read_json(tmp_path / "a.json")

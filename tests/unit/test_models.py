@@ -1,5 +1,7 @@
 """Where a model comes from, and what is said when it does not."""
 
+import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from softgrpo import models
-from softgrpo.models import load_model, load_weights, resolve_model
+from softgrpo.models import load_model, load_tokenizer, load_weights, resolve_model
 from tests.helpers import MODELS, save_tiny_model, tiny_model
 
 
@@ -85,6 +87,22 @@ def test_sources_that_lead_nowhere(source, said):
     with pytest.raises(ValueError) as error:
         resolve_model(source)
     assert said in str(error.value) and source in str(error.value)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    save_tiny_model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="config.json: is not a regular file"):
+        load_model(str(tmp_path))
+
+
+def test_a_tokenizer_that_fails_in_use_is_refused(tmp_path):
+    save_tiny_model(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
+    with pytest.raises(ValueError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_an_empty_folder(tmp_path):

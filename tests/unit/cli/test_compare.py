@@ -199,3 +199,16 @@ def test_bad_input(arguments, said, tmp_path, capsys):
     arguments = [a.replace("{run}", str(run)).replace("{notes}", str(notes)) for a in arguments]
     assert main(["compare", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_header_that_counts_no_samples_is_refused(tmp_path, capsys):
+    path = _write(tmp_path / "run" / "math500.jsonl", BASE)
+    path.write_text(path.read_text().replace('"num_samples": 2', '"num_samples": {"a": 2}'))
+    assert main(["compare", str(path)]) == 2
+    assert "math500.jsonl: num_samples={'a': 2}: must be a whole number" in capsys.readouterr().err
+
+
+def test_a_task_that_utf_8_cannot_hold_is_shown_escaped(tmp_path, capsys):
+    path = _write(tmp_path / "run" / "math500.jsonl", BASE, task="a\ud800")
+    assert main(["compare", str(path)]) == 0
+    assert "a\\ud800" in capsys.readouterr().out

@@ -32,6 +32,15 @@ def test_unknown_options_outside_of_train(capsys):
     assert "--loud" in capsys.readouterr().err
 
 
+def test_a_message_is_one_line_whatever_is_in_it(monkeypatch, capsys):
+    def fail(options):
+        raise ValueError("a \udc80\nname")
+
+    monkeypatch.setattr("softgrpo.cli.lab.run", fail)
+    assert main(["lab", "info"]) == 2
+    assert capsys.readouterr().err == "softgrpo: a \\udc80 name\n"
+
+
 def test_lab_info(capsys):
     assert main(["lab", "info"]) == 0
     assert "lab:chains" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Who may write into a run's folder, and what is resumed from it."""
 
 import json
+import os
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_what_is_no_run_is_refused_whatever_its_files_are_called(tmp_path, files
     for options in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
         with pytest.raises(ValueError, match="output_dir.*no run's"):
             RunDirectory(tmp_path).check(**options)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, name):
+    directory = _run(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: is not a regular file"):
+        directory.check(resume=True, overwrite=False)
+    os.mkfifo(_checkpoint(tmp_path, 3) / "pipe")
+    (tmp_path / "checkpoint-3" / "complete.json").unlink()
+    os.mkfifo(tmp_path / "checkpoint-3" / "complete.json")
+    assert directory.last_checkpoint()[0] is None
 
 
 def test_only_what_a_run_wrote_is_deleted(tmp_path):

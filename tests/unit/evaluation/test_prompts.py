@@ -21,3 +21,17 @@ def test_equal_to_trl(tmp_path):
 def test_chat_without_a_template_says_what_would_do():
     with pytest.raises(ValueError, match="chat: false"):
         tokenize_prompts(word_tokenizer(), [[{"role": "user", "content": "a"}]])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("\ud800", "tokenizer cannot take the prompts"),
+        ([{"role": "user", "content": "a"}], "chat template cannot take the prompts: no users"),
+    ],
+)
+def test_what_the_tokenizer_cannot_take_is_refused(prompt, said):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(ValueError, match=said):
+        tokenize_prompts(tokenizer, [prompt])
