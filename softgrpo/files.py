@@ -25,9 +25,10 @@ def locked(folder: Path) -> Iterator[None]:
     The system takes the lock back from a process that has ended, however it ended.
 
     Raises:
-        ValueError: Another process has it.
+        ValueError: Another process has it, or something else is in its place.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    require_regular(folder / _LOCK)
     with open(folder / _LOCK, "a") as file:
         try:
             with naming(folder / _LOCK):
@@ -61,12 +62,12 @@ def require_regular(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(file: Path | str) -> Iterator[None]:
     """Have the system's errors name the file that matters; that of a full disk names none."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        error.filename = str(file)
         raise
 
 
@@ -102,17 +103,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; neither a kill nor a power loss leaves half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file, whole or not at all; neither a kill nor a power loss leaves half of it.
+
+    Half of a surrogate pair is written as its escape.
+
+    Raises:
+        OSError: It cannot be written; says which, and nothing is left of the new one.
+    """
     temporary = path.with_name(f"{_OURS}{os.getpid()}.{path.name}.tmp")
-    try:
-        with naming(path):
-            temporary.write_text(text, encoding="utf-8")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             sync(temporary)
             os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback
 
 from softgrpo.evaluation import to_record
-from softgrpo.files import sync, write_whole
+from softgrpo.files import naming, sync, write_whole
 from softgrpo.thinking import SoftTrace
 
 
@@ -41,7 +41,7 @@ class MetricsLog(TrainerCallback):
         row = {"step": state.global_step, "time": round(time.time(), 3)}
         # JSON knows no NaN and no infinity.
         row |= {k: v if math.isfinite(v or 0) else None for k, v in (logs or {}).items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         sync(self.path)  # a checkpoint is on the disk as well, and its metrics should not lack
 

@@ -84,8 +84,7 @@ def load_runs(places: Sequence[str]) -> list[Run]:
     """
     runs: dict[tuple[str, str], Run] = {}
     for place in places:
-        # A path may have an equals sign of its own.
-        name, equals, path = ("", "", place) if Path(place).exists() else place.rpartition("=")
+        name, path = _name_and_path(place)
         for file in _files(Path(path)):
             settings, records, dropped = read_records(file)
             if dropped:
@@ -95,7 +94,7 @@ def load_runs(places: Sequence[str]) -> list[Run]:
             task = str(settings.get("task", file.stem))
             found = _complete(Results(settings, records), file)
             named = Run(
-                _name(name if equals else None, Path(path), file, task, len(places) > 1),
+                _name(name, Path(path), file, task, len(places) > 1),
                 task,
                 found,
             )
@@ -219,6 +218,12 @@ def _notes(
         f"* {row.method}, {row.decoding}, {row.benchmark}: {row.note}" for row in paper if row.note
     ]
     return [f"% {note}" for note in notes] if style == "latex" else notes
+
+
+def _name_and_path(place: str) -> tuple[str | None, str]:
+    """What is there is a path, whatever its name; else a name may stand before the first equals."""
+    name, equals, path = place.partition("=")
+    return (name, path) if equals and not Path(place).exists() else (None, place)
 
 
 def _files(path: Path) -> list[Path]:

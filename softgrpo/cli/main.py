@@ -9,11 +9,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from contextlib import redirect_stdout
+from typing import Any, TextIO, cast
 
 from softgrpo.cli.errors import RunFailed
+from softgrpo.files import naming
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
+
+_OUTPUT = "standard output"
 
 _EXAMPLES = """\
 examples:
@@ -99,7 +103,8 @@ The laboratory: a task and a model small enough to test a claim about learning i
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0: done. 1: a run failed on its way. 2: bad input. 130: interrupted.
+    0: done. 1: a run failed on its way. 2: bad input. 130: interrupted. 141: whoever read the
+    output has gone, as `head` goes.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
@@ -110,11 +115,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names and texts may hold what UTF-8 does not
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(options, rest, is_debugging)
+        with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+            code = _run(options, rest, is_debugging)
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, RunFailed, OSError) as error:
+        if getattr(error, "filename", None) == _OUTPUT:
+            # Python would flush what is left of it, and fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return 141
         if is_debugging:
             traceback.print_exc()
         message = str(error)
@@ -123,6 +136,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"softgrpo: {' '.join(message.split())}", file=sys.stderr)
         is_on_its_way = isinstance(error, RunFailed) or getattr(error, "errno", 0) in _DISK
         return 1 if is_on_its_way else 2
+
+
+class _Output:
+    """Standard output whose errors say that they are its."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with naming(_OUTPUT):
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with naming(_OUTPUT):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -> int:

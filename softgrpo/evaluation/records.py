@@ -108,11 +108,9 @@ class RecordFile:
 
     def close(self) -> None:
         """Have the disk hold all records, and let others have the file."""
-        try:
+        with naming(self.path), self._file:  # closed, and the lock given back, on a full disk too
             self._file.flush()
             os.fsync(self._file.fileno())
-        finally:
-            self._file.close()  # whatever the disk says, or the lock stays
 
     def __enter__(self) -> RecordFile:
         return self

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -60,8 +61,14 @@ def test_a_disk_that_knows_no_locks_is_not_another_process(tmp_path, monkeypatch
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     path = tmp_path / "table.md"
     write_whole(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
+    try:
+        with pytest.raises(OSError) as error:
+            write_whole(path, "something new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.filename == str(path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -96,6 +103,11 @@ write_whole(Path({str(tmp_path / "versions.json")!r}), "new")
     assert entries(tmp_path) == []
 
 
+def test_what_utf_8_cannot_hold_is_written_escaped(tmp_path):
+    write_whole(tmp_path / "table.md", "a \ud800")
+    assert (tmp_path / "table.md").read_text() == "a \\ud800"
+
+
 def test_devices_pipes_and_folders_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
@@ -114,3 +126,9 @@ def test_a_file_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match="a.json: not (JSON|UTF-8 text): ."):
         read_json(tmp_path / "a.json")
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".softgrpo.lock")
+    with pytest.raises(ValueError, match="lock: is not a regular file"), locked(tmp_path):
+        pass

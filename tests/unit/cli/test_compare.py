@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,31 @@ def test_bad_input(arguments, said, tmp_path, capsys):
     arguments = [a.replace("{run}", str(run)).replace("{notes}", str(notes)) for a in arguments]
     assert main(["compare", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_equals_sign_in_a_path_is_the_path_s(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _write(Path("runs/lr=1e-5/math500.jsonl"), BASE)
+    places = (
+        ("runs/lr=1e-5", "lr=1e-5"),
+        ("mine=runs/lr=1e-5", "mine"),
+        ("=runs/lr=1e-5", "lr=1e-5"),
+    )
+    for place, name in places:
+        assert [item["run"] for item in _json(capsys, place)["scores"]] == [name]
+
+
+def test_an_output_on_a_full_disk_is_named_and_leaves_nothing(tmp_path, capsys):
+    path = _write(tmp_path / "run" / "math500.jsonl", BASE)
+    before = list(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        code = main(["compare", str(path), "--output", str(tmp_path / "table.md")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and f"softgrpo: {tmp_path / 'table.md'}: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == before
 
 
 def test_a_header_that_counts_no_samples_is_refused(tmp_path, capsys):
