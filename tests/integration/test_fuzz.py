@@ -5,7 +5,9 @@ Seeded: a case that fails is found again. SOFTGRPO_FUZZ=N runs N times as many, 
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import random
 import shutil
@@ -18,9 +20,13 @@ import yaml
 from softgrpo.cli.main import main
 from softgrpo.cli.recipe import read_recipe
 from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.cli.style import read_style
 from softgrpo.evaluation import RecordFile, read_records
+from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
+from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_steps
 from softgrpo.tasks import BENCHMARKS, PromptFormat, load_benchmark, load_problems, to_dataset
-from softgrpo.thinking import SoftTrace, ThinkingConfig, from_tokens
+from softgrpo.thinking import SoftTrace, ThinkingConfig, draw_step, from_tokens
 from tests.unit.evaluation.test_records import _record
 
 pytestmark = pytest.mark.slow
@@ -35,6 +41,7 @@ RECIPE = {
     "lr_scheduler_kwargs": {}, "problem_seed": 1, "eval_threshold": 0.5, "num_eval_problems": 2,
     "task_options": {"a": [1]}, "examples": [["q", "a"]], "report_to": "none", "chat": False,
 }  # fmt: skip
+THINKING = ThinkingConfig(top_k=3, top_p=1.0, think_end=("#",))
 VALUES = [
     None, "", "x", "0", -1, 0, 1, 2**63, 10**400, 1e308, float("nan"), float("inf"), True, [], {},
     [None], [[]], {"a": {}}, "\x00", "\ud800", "null", "1e999", ["x", 1], "a" * 10_000,
@@ -110,7 +117,12 @@ def test_records(tmp_path, capsys):
         else:
             lines = whole.splitlines()
             at = rng.randrange(len(lines))
-            lines[at] = json.dumps(_changed(rng, json.loads(lines[at]))).encode()
+            value = json.loads(lines[at])
+            if at == 0 and rng.random() < 0.5:
+                value["settings"] = _changed(rng, value["settings"])
+            else:
+                value = _changed(rng, value)
+            lines[at] = json.dumps(value).encode()
             content = b"\n".join(lines) + b"\n" * rng.randrange(2)
         path.write_bytes(content)
         try:
@@ -183,6 +195,53 @@ def test_problems(tmp_path):
             assert len(rows) == len(problems) == len({p.id for p in problems}), number
 
 
+def _answers() -> dict[str, bytes]:
+    """What a server answers: its list of models, a stream of one step, that step packed."""
+    torch.manual_seed(0)
+    step = draw_step(torch.randn(1, 20), THINKING)
+    ids, values = encode_steps(step, torch.tensor([True]), [None], None, 20)
+    pairs = zip(ids[0].tolist(), values[0].tolist(), strict=True)
+    top = {f"token_id:{token}": value for token, value in pairs}
+    event = {"choices": [{"logprobs": {"top_logprobs": [top]}}]}
+    packed = PackedRecord(ThinkingRequest(THINKING))
+    packed.append(*(torch.cat([c[0, :1], c[0]]).numpy() for c in (ids, values)))
+    whole = {"choices": [{"finish_reason": "stop"}], "kv_transfer_params": {KEY: packed.text()}}
+    return {
+        "models": json.dumps({"data": [{"id": "m"}]}).encode(),
+        "stream": f"data: {json.dumps(event)}\n\ndata: [DONE]\n".encode(),
+        "packed": json.dumps(whole).encode(),
+    }
+
+
+def test_servers(monkeypatch):
+    whole = _answers()
+    sent = dict(whole)
+    kind = "models"
+    monkeypatch.setattr(
+        Server,
+        "_open",
+        lambda self, path, body=None: io.BytesIO(sent["models" if body is None else kind]),
+    )
+    for number, rng in enumerate(_rngs(600, 6)):
+        kind, damaged = rng.choice(["stream", "packed"]), rng.choice(list(whole))
+        sent.update(whole)
+        if damaged != "stream" and rng.random() < 0.5:
+            sent[damaged] = json.dumps(_changed(rng, json.loads(whole[damaged]))).encode()
+        else:
+            sent[damaged] = _damaged(rng, whole[damaged])
+        try:
+            server = Server("http://x")
+            if kind == "stream":
+                steps = list(server.stream([1], THINKING, max_new_tokens=4))
+                assert steps and all(0 <= token < 2**31 for step in steps for token in step.ids)
+                assert all(math.isfinite(sum(step.weights)) for step in steps), number
+            else:
+                record, _ = server.complete([1], ThinkingRequest(THINKING), 4)
+                assert len(record.trace.tokens[0]) > 0, number
+        except ValueError as error:
+            assert str(error), number
+
+
 def test_run_folders(tmp_path):
     names = ["config.yaml", "versions.json", "metrics.jsonl", "model/w",
              "evaluation/before-soft.jsonl", "checkpoint-3/w", "samples/step-1.jsonl"]  # fmt: skip
@@ -218,3 +277,19 @@ def test_run_folders(tmp_path):
 
 def _content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_configs_of_runs(tmp_path):
+    """A model of a run is thought with as its config.yaml says, or not at all."""
+    values = RECIPE | {"max_completion_length": 7, "chat_template_kwargs": {"a": 1}}
+    for number, rng in enumerate(_rngs(300, 7)):
+        content = yaml.safe_dump(_changed(rng, values)).encode()
+        (tmp_path / "config.yaml").write_bytes(
+            _damaged(rng, content) if rng.random() < 0.3 else content
+        )
+        try:
+            style = read_style(str(tmp_path), {})
+        except ValueError as error:
+            assert str(error), number
+        else:
+            assert style.run is not None and isinstance(style.max_new_tokens, (int, type(None)))
