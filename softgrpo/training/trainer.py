@@ -20,20 +20,17 @@ Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are T
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.utils import is_peft_model
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ProcessorMixin
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.extras.profiling import profiling_context
@@ -43,21 +40,22 @@ from trl.trainer.utils import RepeatSampler
 from softgrpo.checkpoints import begin, keep_newest, seal
 from softgrpo.files import is_model_card
 from softgrpo.modeling.kernels import without_cudnn
-from softgrpo.replay import add_replay, check_model, check_packing
-from softgrpo.rewards import checked
-from softgrpo.rollout import Rollout, TransformersEngine
-from softgrpo.rollout.vllm_remote import VLLMServerEngine
+from softgrpo.replay import add_replay, check_model
+from softgrpo.rollout import Rollout
 from softgrpo.thinking import SoftTrace
 from softgrpo.thinking.phases import Markers
+from softgrpo.training.completions import check_visible, unparsed
 from softgrpo.training.config import SofTGRPOConfig
+from softgrpo.training.engines import make_engine
 from softgrpo.training.freezing import freeze_input_embedding
+from softgrpo.training.kept_rollouts import load_rollouts, save_rollouts
 from softgrpo.training.memory import MemoryWatch
 from softgrpo.training.metrics import thinking_metrics, thinking_sums
 from softgrpo.training.micro_batches import (
+    Batch,
     deal_out,
     num_tokens,
     plan_passes,
-    put_back,
     row_sizes,
     sharing_pays,
     take,
@@ -65,11 +63,19 @@ from softgrpo.training.micro_batches import (
     trace_of,
 )
 from softgrpo.training.optimizing import restore_settings, settings_of
+from softgrpo.training.order import EpochSampler, rollout_seed
+from softgrpo.training.passes import replay_in_passes, without_checkpointing
 from softgrpo.training.precision import rollout_dtype
 from softgrpo.training.rounding import keep_results, lost_updates
+from softgrpo.training.support import (
+    checked_rewards,
+    require_supported,
+    require_supported_model,
+    shares_prompts,
+)
 
 if TYPE_CHECKING:
-    from softgrpo.rollout.vllm_engine import VLLMEngine
+    pass
 
 _logger = logging.getLogger(__name__)
 
@@ -119,28 +125,16 @@ class SofTGRPOTrainer(GRPOTrainer):
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, **kwargs: Any
     ) -> None:
-        if not isinstance(args, SofTGRPOConfig):
-            raise ValueError(f"args must be a SofTGRPOConfig, got {type(args).__name__}")
-        for name in ("tools", "environment_factory", "rollout_func"):
-            if kwargs.get(name):
-                raise ValueError(f"{name} is not supported by softgrpo")
-        if isinstance(kwargs.get("processing_class"), ProcessorMixin):
-            raise ValueError("vision models are not supported by softgrpo: pass a tokenizer")
+        require_supported(args, kwargs)
         self._trace: SoftTrace | None = None
         self._gap_reference: Tensor | None = None
         self._num_eval_sequences = 0
-        self._train_sampler: _EpochSampler | None = None
+        self._train_sampler: EpochSampler | None = None
         self.on_rollout: Callable[[int, Rollout], object] | None = None
-        super().__init__(model=model, reward_funcs=_checked(reward_funcs), args=args, **kwargs)
-        if self._is_vlm:
-            raise ValueError("vision models are not supported by softgrpo")
-        if self._dist.fsdp_version == 1:
-            raise ValueError("fsdp_version=1 is not supported by softgrpo: use FSDP2")
-        if self.aux_loss_enabled:
-            raise ValueError(
-                "router_aux_loss_coef: the load-balancing loss of a mixture of experts is not "
-                "supported by softgrpo: set it to 0"
-            )
+        super().__init__(
+            model=model, reward_funcs=checked_rewards(reward_funcs), args=args, **kwargs
+        )
+        require_supported_model(self)
         if args.train_batch_tokens is not None and not self._is_sum_over_sequences:
             raise ValueError(
                 "train_batch_tokens: with loss_type bnpo, top_entropy_quantile or an entropy bonus "
@@ -149,7 +143,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         policy = causal_lm(self.model)
         check_model(policy)
         args.thinking.check_vocabulary(policy.get_output_embeddings().weight.shape[0])
-        self._shares_prompts = _shares_prompts(policy, args.share_prompts)
+        self._shares_prompts = shares_prompts(policy, args.share_prompts)
         add_replay(policy, args.objective, self._shares_prompts)
         if self.ref_model is not None:
             reference = causal_lm(self.accelerator.unwrap_model(self.ref_model))
@@ -157,8 +151,16 @@ class SofTGRPOTrainer(GRPOTrainer):
         Markers(args.thinking.think_end, self._tokenizer)
         self._memory = MemoryWatch(self.accelerator.device, args.train_batch_tokens)
         self.add_callback(self._memory)
-        self.engine = self._make_engine(policy)
-        _check_visible(args.thinking.think_end, self._tokenizer)
+        self.engine = make_engine(
+            args,
+            policy,
+            self._tokenizer,
+            eos_token_ids=self.eos_token_ids,
+            dtype=self._rollout_dtype(policy),
+            device=self.accelerator.device,
+            is_adapted=is_peft_model(self.model),
+        )
+        check_visible(args.thinking.think_end, self._tokenizer)
         self._engine_step = -1
         lost = lost_updates(self.model.parameters(), args.learning_rate)
         # FSDP2 makes float32 masters of what it is to train in another precision.
@@ -170,43 +172,6 @@ class SofTGRPOTrainer(GRPOTrainer):
         super().create_accelerator_and_postprocess()
         # Before any model is sharded: the reference is as soon as it is made.
         keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
-
-    def _make_engine(self, policy: Any) -> TransformersEngine | VLLMEngine | VLLMServerEngine:
-        args = self.args
-        if args.engine == "transformers":
-            return TransformersEngine(
-                policy,
-                self._tokenizer,
-                dtype=self._rollout_dtype(policy),
-                device=self.accelerator.device,  # FSDP2's model is still on the CPU
-                max_batch_size=args.rollout_batch_size,
-                max_batch_tokens=args.rollout_batch_tokens,
-                eos_token_ids=self.eos_token_ids,
-            )
-        if is_peft_model(self.model):
-            raise ValueError(
-                f"engine={args.engine!r} is not supported with LoRA by softgrpo: write engine: "
-                "transformers"
-            )
-        if args.engine == "vllm-server":
-            return VLLMServerEngine(
-                str(args.vllm_server_base_url),
-                self._tokenizer,
-                eos_token_ids=self.eos_token_ids,
-                max_num_seqs=args.rollout_batch_size,
-                source=policy,
-            )
-        from softgrpo.rollout.vllm_engine import VLLMEngine
-
-        return VLLMEngine(
-            policy.name_or_path,
-            dtype=str(self._rollout_dtype(policy) or policy.dtype).removeprefix("torch."),
-            max_model_len=args.vllm_max_model_length,
-            max_num_seqs=args.rollout_batch_size,
-            eos_token_ids=self.eos_token_ids,
-            source=policy,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,  # a CPU's memory too
-        )
 
     def _rollout_dtype(self, policy: Any) -> torch.dtype | None:
         """None lets the model itself generate."""
@@ -283,7 +248,7 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     # 2. The trace rides with the batch
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        with _unparsed(self._tokenizer):
+        with unparsed(self._tokenizer):
             output = super()._generate_and_score_completions(inputs)
         assert self._trace is not None
         trace = self._trace.pad(output["completion_ids"].shape[1])
@@ -343,7 +308,9 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "completion_ids": input_ids[:, -logits_to_keep:],
                 "completion_mask": attention_mask[:, -logits_to_keep:],
             }
-            logps, entropies = self._replay_in_passes(model, batch, budget)
+            logps, entropies = replay_in_passes(
+                partial(self._replay, model), batch, self._passes(batch, budget), self.args.thinking
+            )
         if self._gap_reference is not None:
             mask = attention_mask[:, -logits_to_keep:].bool()
             self._log_gap(logps.detach(), self._gap_reference, mask)
@@ -384,14 +351,7 @@ class SofTGRPOTrainer(GRPOTrainer):
             begin(folder)
         self.accelerator.wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)  # on a disk of this process's own
-        tensors = {
-            f"{i}.{name}": value.contiguous().clone()  # batches of one rollout share scalars
-            for i, batch in enumerate(self._unused_rollouts())
-            for name, value in batch.items()
-            if value is not None
-        }
-        header = {"step": json.dumps(self._step)}
-        save_file(tensors, folder / self._rollouts_file(), metadata=header)
+        save_rollouts(folder / self._rollouts_file(), self._step, self._unused_rollouts())
         # No older one goes before this one is known to be whole.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -434,24 +394,15 @@ class SofTGRPOTrainer(GRPOTrainer):
                 self.state.max_steps,
             )
         path = Path(checkpoint) / self._rollouts_file()
-        if not path.exists():
-            raise ValueError(f"{path} is missing: the checkpoint was made by another program")
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="pt") as file:
-            self._step = json.loads(file.metadata()["step"])
-        batches: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(path).items():
-            index, name = key.split(".", 1)
-            batches.setdefault(int(index), {})[name] = value.to(self.accelerator.device)
-        self._buffered_inputs = [batches[i] for i in sorted(batches)] or None
+        self._step, batches = load_rollouts(path, self.accelerator.device)
+        self._buffered_inputs = batches or None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
         self.args.check_num_prompts(len(sampler.data_source))
         if not sampler.shuffle:
             return sampler
-        self._train_sampler = _EpochSampler(
+        self._train_sampler = EpochSampler(
             sampler.data_source,
             mini_repeat_count=sampler.mini_repeat_count,
             batch_size=sampler.batch_size,
@@ -552,22 +503,7 @@ class SofTGRPOTrainer(GRPOTrainer):
             done += loss.detach()
         return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
 
-    def _replay_in_passes(
-        self, model: Any, batch: dict[str, Any], max_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """As ``_replay`` of the whole batch, for whoever needs no gradient."""
-        passes, replayed = self._passes(batch, max_tokens), []
-        for part in (take(batch, rows) for rows in passes):
-            input_ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
-            attention_mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-            replayed.append(
-                self._replay(model, input_ids, attention_mask, trace_of(part, self.args.thinking))
-            )
-        logps, entropies = zip(*replayed, strict=True)
-        num_steps = batch["completion_ids"].shape[1]
-        return put_back(logps, passes, num_steps), put_back(entropies, passes, num_steps)
-
-    def _passes(self, batch: dict[str, Any], max_tokens: int) -> list[list[int]]:
+    def _passes(self, batch: Batch, max_tokens: int) -> list[list[int]]:
         """The rows of this process's passes; every process must ask at the same time."""
         sizes = self.accelerator.gather(row_sizes(batch)[None])
         return plan_passes(sizes, max_tokens, self._shares_prompts)[self.accelerator.process_index]
@@ -584,7 +520,7 @@ class SofTGRPOTrainer(GRPOTrainer):
         length = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
         is_long = len(rows) == 1 and length > (self.args.train_batch_tokens or 0)
         is_spared = self.args.is_checkpointing_auto and not is_long
-        with _without_checkpointing(causal_lm(self.model)) if is_spared else nullcontext():
+        with without_checkpointing(causal_lm(self.model)) if is_spared else nullcontext():
             loss = super().compute_loss(model, batch, *args, **kwargs)
         is_mean = self.loss_type in _MEANS_OVER_SEQUENCES
         return loss * len(rows) / len(inputs["prompt_ids"]) if is_mean else loss
@@ -603,82 +539,6 @@ class SofTGRPOTrainer(GRPOTrainer):
         return super()._prepare_for_training(*args, **kwargs)
 
 
-class _EpochSampler(RepeatSampler):
-    """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called as an epoch begins."""
-        self.generator.manual_seed((self.seed or 0) + epoch)
-
-
-def _checked(reward_funcs: Any) -> Any:
-    """Functions are checked; models, and the names of models, are TRL's own matter."""
-    if isinstance(reward_funcs, list):
-        return [_checked(reward) for reward in reward_funcs]
-    is_function = callable(reward_funcs) and not isinstance(reward_funcs, torch.nn.Module)
-    return checked(reward_funcs) if is_function else reward_funcs
-
-
-def _shares_prompts(model: Any, wanted: bool | None) -> bool:
-    """Whether prompts are shared; where nobody said, on a CPU and if the model allows it.
-
-    No GPU has been seen to gain by it.
-    """
-    if wanted is None and model.device.type != "cpu":
-        return False
-    if wanted is not False:
-        try:
-            check_packing(model)
-        except ValueError:
-            if wanted:
-                raise
-            return False
-    return wanted is not False
-
-
-@contextmanager
-def _without_checkpointing(model: Any) -> Iterator[None]:
-    """Let a model's layers keep their activations for the backward pass."""
-    layers = [x for x in model.modules() if getattr(x, "gradient_checkpointing", False)]
-    for layer in layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True
-
-
-@contextmanager
-def _unparsed(tokenizer: Any) -> Iterator[None]:
-    """Let rewards read completions as they are: TRL would parse the thinking out of them."""
-    names = ("response_template", "response_schema")
-    kept = {name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name, None)}
-    for name in kept:
-        setattr(tokenizer, name, None)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(tokenizer, name, value)
-
-
-def _check_visible(think_end: tuple[str, ...], tokenizer: Any) -> None:
-    """Refuse a marker that TRL strips from a completion before its reward is called."""
-    for marker in think_end:
-        ids = tokenizer.encode(marker, add_special_tokens=False)
-        if marker not in tokenizer.decode(ids, skip_special_tokens=True):
-            raise ValueError(
-                f"think_end={marker!r}: is a special token of the tokenizer, which rewards never "
-                "see; add it as an ordinary token, or choose another marker"
-            )
-
-
 def causal_lm(model: Any) -> Any:
     """The transformers causal LM inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if is_peft_model(model) else model
-
-
-def rollout_seed(seed: int, rollout: int) -> int:
-    """The seed of one rollout: the run's n-th in training, or that of evaluation (-1)."""
-    return int(np.random.SeedSequence([seed, rollout + 1]).generate_state(1, np.uint64)[0])
