@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import lru_cache
 from numbers import Integral, Real
@@ -34,8 +34,8 @@ def check(name: str, value: object, kind: Any) -> None:
         raise ValueError(f"{name}={shown(value)}: must be {_words(kind)}")
 
 
-def check_fields(instance: Any) -> None:
-    """Hold every field of a dataclass to its annotation.
+def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
+    """Hold every field of a dataclass to its annotation, but for some.
 
     Raises:
         ValueError: Names the first field that is of another type, its value, and what would do.
@@ -43,6 +43,8 @@ def check_fields(instance: Any) -> None:
     kind: type = type(instance)
     kinds = type_hints(kind)
     for item in fields(instance):
+        if item.name in except_for:
+            continue
         check(item.name, getattr(instance, item.name), kinds[item.name])
 
 

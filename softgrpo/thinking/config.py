@@ -31,6 +31,9 @@ REPLAY_FIELDS = (
     "answer_temperature",
 )
 
+# Settings of which draw_step takes a value a row.
+BY_ROW = ("temperature", "top_k", "top_p", "min_p", "tau")
+
 
 @dataclass(frozen=True)
 class ThinkingConfig:
@@ -107,14 +110,15 @@ class ThinkingConfig:
         for name in ("think_end", "noise_clamp"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        check_fields(self)
+        by_row = [name for name in BY_ROW if isinstance(getattr(self, name), Tensor)]
+        check_fields(self, except_for=by_row)
         if self.noise_clamp is not None:
             low, high = self.noise_clamp
             object.__setattr__(self, "noise_clamp", (float(low), float(high)))
             _require("noise_clamp", low < high, self.noise_clamp, "(low, high) with low < high")
-        for item in fields(self):
-            if isinstance(value := getattr(self, item.name), Tensor):
-                _require(item.name, _all(value, torch.isfinite), value, "finite numbers")
+        for name in by_row:
+            value = getattr(self, name)
+            _require(name, _all(value, torch.isfinite), value, "finite numbers")
         for prefix in ("", "answer_"):
             self._check_sampling(prefix)
         # Below, scores over tau leave the range of float32.

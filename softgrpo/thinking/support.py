@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgrpo.thinking.config import ThinkingConfig
-
-# Settings of which draw_step takes a value a row.
-_BY_ROW = ("temperature", "top_k", "top_p", "min_p", "tau")
+from softgrpo.thinking.config import BY_ROW, ThinkingConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def by_columns(config: ThinkingConfig, logits: Tensor) -> ThinkingConfig:
 
     This is the one door for such values: behind it everything broadcasts.
     """
-    given = {name: value for name in _BY_ROW if isinstance(value := getattr(config, name), Tensor)}
+    given = {name: value for name in BY_ROW if isinstance(value := getattr(config, name), Tensor)}
     if not given:
         return config
     dtype = torch.promote_types(logits.dtype, torch.float32)
