@@ -1,1 +1,1 @@
-"""The command line: thin; what others would want lives in the other rooms."""
+"""The command line: thin; what others would want lives in the other packages."""

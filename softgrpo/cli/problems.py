@@ -1,4 +1,4 @@
-"""The problems of a run: softgrpo.tasks, and the laboratory's own task through the same door."""
+"""The problems of a run: softgrpo.tasks, and the laboratory's own task in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A problem, and the side of the train/eval wall it stands on.
+"""A problem, and whether it is for training or for evaluation.
 
 Not a prompt: how a problem is put to a model is `prompts.py`.
 """

@@ -1,6 +1,6 @@
-"""Where problems come from: one door over generated problems, files and the hub.
+"""Where problems come from: one function for generated problems, files and the hub.
 
-Not a registry of benchmarks, and not a prompt. The wall between train and eval is kept here: no
+Not a registry of benchmarks, and not a prompt. The split of train and eval is kept here: no
 question of the eval split occurs in the train split, whatever the seeds.
 """
 

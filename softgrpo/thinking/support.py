@@ -38,7 +38,7 @@ class Support:
 def by_columns(config: ThinkingConfig, logits: Tensor) -> ThinkingConfig:
     """A config with values a row, tensors [N], as columns [N, 1]; one of plain values as it is.
 
-    This is the one door for such values: behind it everything broadcasts.
+    Such values are converted here and nowhere else: afterwards everything broadcasts.
     """
     given = {name: value for name in BY_ROW if isinstance(value := getattr(config, name), Tensor)}
     if not given:

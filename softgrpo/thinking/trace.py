@@ -1,4 +1,4 @@
-"""The trace: what a rollout records and a replay needs. The one object that crosses every wall.
+"""The trace: what a rollout records and a replay needs. The object that every package passes on.
 
 Batch first, padded with zeros. It holds no text, no reward and no model: an engine makes it, the
 trainer replays it, a file keeps it.

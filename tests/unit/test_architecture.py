@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "softgrpo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# room -> the rooms it may import, itself aside. A module beside the rooms is a room.
+# package -> the packages it may import, itself aside. A module beside them counts as one.
 _METHOD = {"thinking", "modeling", "replay", "rollout"}
 _LEAVES = {
     "rewards",
@@ -46,7 +46,7 @@ MAY_IMPORT = {
 ONLY_IN = {"trl": {"training", "cli"}, "matplotlib": {"reports"}, "vllm": {"rollout"}}
 
 
-def _room(path: Path) -> str:
+def _package(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -63,23 +63,23 @@ def _imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_its_room_may(path):
-    room, names = _room(path), _imports(path)
-    if room == "__init__":
+def test_a_file_imports_only_what_its_package_may(path):
+    own, names = _package(path), _imports(path)
+    if own == "__init__":
         pytest.skip("the package's own names, imported lazily")
-    used = {name.split(".")[1] for name in names if name.startswith("softgrpo.")} - {room}
-    assert used & MAY_IMPORT.keys() <= MAY_IMPORT[room]
+    used = {name.split(".")[1] for name in names if name.startswith("softgrpo.")} - {own}
+    assert used & MAY_IMPORT.keys() <= MAY_IMPORT[own]
     packages = {name.split(".")[0] for name in names}
-    for package, rooms in ONLY_IN.items():
-        assert package not in packages or room in rooms, f"{package} in {room}"
+    for package, users in ONLY_IN.items():
+        assert package not in packages or own in users, f"{package} in {own}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_vllm_is_imported_where_it_is_used_alone(path):
     packages = {name.split(".")[0] for name in _imports(path)}
-    in_its_rooms = str(path.relative_to(PACKAGE)).startswith("rollout/vllm_")
-    assert "vllm" not in packages or in_its_rooms
+    in_its_files = str(path.relative_to(PACKAGE)).startswith("rollout/vllm_")
+    assert "vllm" not in packages or in_its_files
 
 
-def test_every_room_is_known():
-    assert {_room(path) for path in FILES} - {"__init__", "__main__"} <= MAY_IMPORT.keys()
+def test_every_package_is_known():
+    assert {_package(path) for path in FILES} - {"__init__", "__main__"} <= MAY_IMPORT.keys()
