@@ -283,10 +283,7 @@ class DecodingBatch:
             is_soft, kinds = rows.is_soft, rows.kinds
             if "was_soft" in sent:
                 is_soft, kinds = sent["was_soft"], (sent["soft_rows"], sent["other_rows"])
-            steps = Steps(
-                step.ids, step.scores.float(), step.support, is_soft, step.embedding_noise
-            )
-            self._keep(logits, steps, rows.numbers, kinds)
+            self._keep(logits, step, is_soft, rows.numbers, kinds)
         following = None
         if len(self._running):
             ids, weights, noise = step.ids, step.weights, step.embedding_noise
@@ -299,14 +296,20 @@ class DecodingBatch:
         return following, self._recorder.read_late(numbers[ended].tolist())
 
     def _keep(
-        self, logits: Tensor, steps: Steps, numbers: Tensor, kinds: tuple[Tensor, Tensor]
+        self,
+        logits: Tensor,
+        step: SoftStep,
+        is_soft: Tensor,
+        numbers: Tensor,
+        kinds: tuple[Tensor, Tensor],
     ) -> None:
         """The step's log-densities and embedding noise, where they are asked for."""
-        values = []
+        values, noise = [], step.embedding_noise
         if self.objective is not None:
+            steps = Steps(step.ids, step.scores.float(), step.support, is_soft, noise)
             values.append(replay_logits(logits, steps, self.objective, self.embedding, kinds))
-        if self._has_noise and steps.embedding_noise is not None:
-            values.append(steps.embedding_noise)
+        if self._has_noise and noise is not None:
+            values.append(noise)
         self._recorder.add_late(numbers, values)
 
     def _next_logits(self, inputs: Tensor) -> Tensor:
