@@ -202,5 +202,5 @@ def _gamma_log_prob(concentration: Tensor, x: Tensor) -> Tensor:
     return (concentration - 1) * torch.log(x) - x - torch.lgamma(concentration)
 
 
-def _normal_log_prob(d: Tensor, sigma: float = ThinkingConfig.sigma) -> Tensor:
+def _normal_log_prob(d: Tensor, sigma: float) -> Tensor:
     return -0.5 * (d / sigma) ** 2 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
