@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from softgrpo.evaluation import to_record
 from softgrpo.files import naming, sync, write_whole
+from softgrpo.reports import read_logs
 from softgrpo.thinking import SoftTrace
 
 
@@ -47,17 +48,10 @@ class MetricsLog(TrainerCallback):
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines after a step, and one that was cut off in writing."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        # The summary that ends a run carries its last step; a run that goes on makes another.
-        if row["step"] <= step and "train_runtime" not in row:
-            kept.append(line + "\n")
-    write_whole(path, "".join(kept))
+    """Drop the lines after a step, and what is no line of a log."""
+    # The summary that ends a run carries its last step; a run that goes on makes another.
+    kept = [row for row in read_logs(path) if row["step"] <= step and "train_runtime" not in row]
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class SampleKeeper(TrainerCallback):

@@ -1,6 +1,6 @@
 """Reports: records and logs to tables and pictures. A leaf without torch."""
 
-from softgrpo.reports.curves import draw_curves, read_metrics
+from softgrpo.reports.curves import draw_curves, read_logs, read_metrics
 from softgrpo.reports.paper import PaperRow, paper_models, paper_rows
 from softgrpo.reports.tables import Style, cell, format_table, interval
 
@@ -13,5 +13,6 @@ __all__ = [
     "interval",
     "paper_models",
     "paper_rows",
+    "read_logs",
     "read_metrics",
 ]

@@ -9,20 +9,36 @@ from pathlib import Path
 from typing import Any
 
 _RUNNING = 10
+_LARGEST = 1e300
 _COLORS = {"main": "#1f5fa8", "second": "#c8553d", "light": "#9db8d6"}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The training lines of a metrics.jsonl, in order; a last line that was cut off is left out."""
+def read_logs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl in order, each a step with numbers and nulls.
+
+    What is none is left out: a line that was cut off in writing, or that somebody has written into.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if "loss" in row or "reward" in row:  # not every step makes a rollout
+        if _is_log(row):
             rows.append(row)
     return rows
+
+
+def _is_log(row: Any) -> bool:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    values = [value for value in row.values() if value is not None]
+    return all(isinstance(x, int | float) and not abs(x) > _LARGEST for x in values)  # NaN is one
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The training lines among ``read_logs``: not every step makes a rollout."""
+    return [row for row in read_logs(path) if "loss" in row or "reward" in row]
 
 
 def draw_curves(metrics: Path, picture: Path, title: str = "") -> None:

@@ -158,5 +158,7 @@ def test_metrics_go_back_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": 1}, {"step": 2}, {"step": 2, "train_runtime": 1.0}, {"step": 3}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "re')
+    with path.open("ab") as file:
+        file.write(b'\n[1]\n3\n{"step": "2"}\n{}\n{"step": 2, "loss": "a"}\n\xff\n' + b"[" * 99_999)
     keep_until(path, 2)
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]

@@ -30,7 +30,9 @@ def test_curves(tmp_path, extra):
     metrics = tmp_path / "metrics.jsonl"
     rows = [{"step": i, "reward": i / 5, **extra} for i in range(1, 5)]
     text = "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 4, "train_runtime": 1.0}])
-    metrics.write_text(text + '{"step": 5, "rew')  # killed while writing
+    # Lines that somebody has written into, and one that was cut off.
+    broken = '["loss"]\n{"step": 5, "reward": 1e999}\n{"step": 5, "loss": ' + "9" * 400 + "}\n"
+    metrics.write_text(text + broken + '{"step": 5, "rew')
     assert read_metrics(metrics)[-1]["step"] == 4
     draw_curves(metrics, tmp_path / "curves.png", "a title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
