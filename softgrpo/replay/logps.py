@@ -48,7 +48,7 @@ def logps_from_logits(
 
     Args:
         logits: [N, V] float, raw logits of the step, with gradient.
-        ids, scores, support, is_soft, embedding_noise: See Steps.
+        ids, scores, support, is_soft, embedding_noise: See Steps.of.
         density, reduction: See softgrpo.thinking.densities.
         embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
         settings: Of ThinkingConfig: temperature (of the soft steps), answer_temperature (of the
@@ -57,7 +57,7 @@ def logps_from_logits(
     Returns:
         [N] float32 (float64 for float64 logits), nats.
     """
-    steps = Steps(ids, scores, support, is_soft, embedding_noise)
+    steps = Steps.of(ids, scores, support, is_soft, embedding_noise)
     objective = Objective.of_density(density, reduction, **settings)
     return replay_logits(logits, steps, objective, embed)
 
@@ -77,7 +77,7 @@ def logps_from_hidden(
     **settings: Any,
 ) -> Tensor:
     """As ``logps_from_logits``, from hidden states [N, D] and a head, without [N, V] logits."""
-    steps = Steps(ids, scores, support, is_soft, embedding_noise)
+    steps = Steps.of(ids, scores, support, is_soft, embedding_noise)
     head = OutputHead.of(head) if isinstance(head, nn.Linear) else head
     objective = Objective.of_density(density, reduction, **settings)
     return replay_steps(hidden, head, steps, objective, embed).logps
@@ -88,7 +88,6 @@ def replay_logits(
     steps: Steps,
     objective: Objective,
     embed: Embed | None = None,
-    rows: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Log-densities [N] of recorded steps from their full logits.
 
@@ -97,21 +96,15 @@ def replay_logits(
         steps: N of them.
         objective: The density.
         embed: Token ids -> embeddings, density ``embedding_gaussian`` only.
-        rows: Which are soft and which are tokens, int64, where the host knows them already: nobody
-            has to wait for the device to say so. A token's other ids are then 0.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logps = logits.new_zeros(len(logits), dtype=dtype)
-    ids = steps.ids.long()
-    if rows is None:
-        rows = _split(steps.is_soft)
-        ids = torch.cat([ids[:, :1], ids[:, 1:].masked_fill(~steps.is_soft[:, None], 0)], dim=1)
-    soft, tokens = rows
+    ids, soft, tokens = steps.ids.long(), steps.soft, steps.tokens
     if len(soft):
         # Gathered before rows are chosen, which would copy them whole.
         columns = logits.gather(-1, ids)[soft].to(dtype)
         edge = densities.clamp_edge(product_dtype(logits.device, logits.dtype))
-        replayed = _soft_steps(columns, steps, soft, objective, edge, embed)
+        replayed = _soft_steps(columns, steps, objective, edge, embed)
         logps = logps.index_copy(0, soft, replayed.logps)
     if len(tokens):
         some = logits if len(tokens) == len(logits) else logits[tokens]
@@ -144,14 +137,14 @@ def replay_steps(
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logps = hidden.new_zeros(len(hidden), dtype=dtype)
     entropies = torch.zeros_like(logps)
-    soft, tokens = _split(steps.is_soft)
+    soft, tokens = steps.soft, steps.tokens
     parts = []
     # Soft steps also where there are none, but for ordinary GRPO: a sharded embedding is called as
     # often in every process, and the head is in the graph of every pass.
     if objective.density != "token":
         columns, head = head.columns(hidden[soft], steps.ids[soft])
         edge = densities.clamp_edge(product_dtype(hidden.device, hidden.dtype))
-        parts.append((soft, _soft_steps(columns, steps, soft, objective, edge, embed)))
+        parts.append((soft, _soft_steps(columns, steps, objective, edge, embed)))
     if len(tokens) or not parts:
         labels = steps.ids[tokens, 0].long()
         temperature = objective.config.answer_temperature
@@ -163,20 +156,11 @@ def replay_steps(
     return Replayed(logps, entropies)
 
 
-def _split(is_soft: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that are soft, and the others."""
-    return is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
-
-
 def _soft_steps(
-    columns: Tensor,
-    steps: Steps,
-    rows: Tensor,
-    objective: Objective,
-    edge: float,
-    embed: Embed | None,
+    columns: Tensor, steps: Steps, objective: Objective, edge: float, embed: Embed | None
 ) -> Replayed:
-    """Of the steps in some rows, which are soft, by their columns' logits [len(rows), K]."""
+    """Of the soft ones among some steps, by their columns' logits [S, K]."""
+    rows = steps.soft
     logits = columns / objective.config.temperature
     scores, support = steps.scores[rows], steps.support[rows]
     entropies = densities.support_entropy(logits, support)

@@ -54,8 +54,7 @@ class _Rows:
         numbers: [N] int64.
         starts: [N] int64, the first column of each.
         has_padding: Whether one of them begins behind another.
-        is_soft: [N] bool, rows that will draw a soft token.
-        kinds: int64, both: the same rows by number, and the others.
+        kinds: int64, both: rows that will draw a soft token, and those that will draw a token.
     """
 
     known_starts: list[int]
@@ -64,7 +63,6 @@ class _Rows:
     numbers: Tensor
     starts: Tensor
     has_padding: bool
-    is_soft: Tensor
     kinds: tuple[Tensor, Tensor]
 
 
@@ -114,9 +112,7 @@ class DecodingBatch:
         self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
         self._running = nobody = np.zeros(0, dtype=np.int64)  # numbers, in the cache's order
         nothing = torch.from_numpy(nobody).to(self.device)
-        self._rows = _Rows(
-            [], nobody > 0, None, nothing, nothing, False, nothing > 0, (nothing, nothing)
-        )
+        self._rows = _Rows([], nobody > 0, None, nothing, nothing, False, (nothing, nothing))
         self._index = np.zeros(slots, dtype=np.int64)  # by number, its place in the result
         self._last = np.zeros(slots, dtype=np.int64)  # by number, the batch's step at its limit
         self._limits = limits
@@ -212,7 +208,6 @@ class DecodingBatch:
         if not is_known or np.count_nonzero(thinks) != np.count_nonzero(self._rows.thinks):
             arrays |= {"numbers": self._running, "starts": np.array(starts, dtype=np.int64)}
             will_be_soft = thinks & (self.config.policy != "discrete")
-            arrays["is_soft"] = will_be_soft
             arrays["soft"], arrays["others"] = _split(will_be_soft)
             order = order_of(thinks)
             arrays |= {} if order is None else {"order": order}
@@ -225,7 +220,6 @@ class DecodingBatch:
                 numbers=sent["numbers"],
                 starts=sent["starts"],
                 has_padding=max(starts, default=0) > self.cache.window.start,
-                is_soft=sent["is_soft"],
                 kinds=(sent["soft"], sent["others"]),
             )
         if "noise" in sent:  # of the last rows: of those that were just let in, or of all
@@ -266,8 +260,7 @@ class DecodingBatch:
         """
         numbers, rows, arrays = self._running, self._rows, decisions(record)
         if arrays:
-            arrays["was_soft"] = record.is_soft
-            arrays["soft_rows"], arrays["other_rows"] = _split(record.is_soft)
+            arrays["was_soft"], arrays["was_other"] = _split(record.is_soft)
         if ended:
             staying = self.cache.order_without(ended)
             self._running = numbers[staying]
@@ -280,10 +273,8 @@ class DecodingBatch:
         sent = self._send(arrays)
         settle(step, sent)
         if self._late:
-            is_soft, kinds = rows.is_soft, rows.kinds
-            if "was_soft" in sent:
-                is_soft, kinds = sent["was_soft"], (sent["soft_rows"], sent["other_rows"])
-            self._keep(logits, step, is_soft, rows.numbers, kinds)
+            kinds = (sent["was_soft"], sent["was_other"]) if "was_soft" in sent else rows.kinds
+            self._keep(logits, step, rows.numbers, kinds)
         following = None
         if len(self._running):
             ids, weights, noise = step.ids, step.weights, step.embedding_noise
@@ -296,18 +287,13 @@ class DecodingBatch:
         return following, self._recorder.read_late(numbers[ended].tolist())
 
     def _keep(
-        self,
-        logits: Tensor,
-        step: SoftStep,
-        is_soft: Tensor,
-        numbers: Tensor,
-        kinds: tuple[Tensor, Tensor],
+        self, logits: Tensor, step: SoftStep, numbers: Tensor, kinds: tuple[Tensor, Tensor]
     ) -> None:
         """The step's log-densities and embedding noise, where they are asked for."""
         values, noise = [], step.embedding_noise
         if self.objective is not None:
-            steps = Steps(step.ids, step.scores.float(), step.support, is_soft, noise)
-            values.append(replay_logits(logits, steps, self.objective, self.embedding, kinds))
+            steps = Steps(step.ids, step.scores.float(), step.support, *kinds, noise)
+            values.append(replay_logits(logits, steps, self.objective, self.embedding))
         if self._has_noise and noise is not None:
             values.append(noise)
         self._recorder.add_late(numbers, values)

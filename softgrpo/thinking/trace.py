@@ -35,18 +35,33 @@ class Steps:
     """N recorded steps, of whichever sequences, as a replay takes them.
 
     Attributes:
-        ids: [N, K] int, the columns; column 0 is the token of an ordinary step.
+        ids: [N, K] int, the columns; column 0 is the token of an ordinary step, the others 0 there.
         scores: [N, K] float, what was drawn.
         support: [N, K] bool.
-        is_soft: [N] bool; False: an ordinary token.
+        soft: int64, the rows that are soft.
+        tokens: int64, the others.
         embedding_noise: [N, D] float32 for policy ``embedding_gaussian``, else None.
     """
 
     ids: Tensor
     scores: Tensor
     support: Tensor
-    is_soft: Tensor
+    soft: Tensor
+    tokens: Tensor
     embedding_noise: Tensor | None = None
+
+    @staticmethod
+    def of(
+        ids: Tensor,
+        scores: Tensor,
+        support: Tensor,
+        is_soft: Tensor,
+        embedding_noise: Tensor | None = None,
+    ) -> Steps:
+        """By a mask is_soft [N]; the columns that a token does not use may hold anything."""
+        ids = torch.cat([ids[:, :1], ids[:, 1:].masked_fill(~is_soft[:, None], 0)], dim=1)
+        soft, tokens = is_soft.nonzero()[:, 0], (~is_soft).nonzero()[:, 0]
+        return Steps(ids, scores, support, soft, tokens, embedding_noise)
 
 
 class SoftTrace:
@@ -129,7 +144,7 @@ class SoftTrace:
     def steps(self, mask: Tensor) -> Steps:
         """The steps where mask [B, T] is True, in row-major order."""
         noise = None if self.embedding_noise is None else self.embedding_noise[mask]
-        return Steps(
+        return Steps.of(
             self.ids[mask], self.scores[mask], self.support[mask], self.is_soft[mask], noise
         )
 

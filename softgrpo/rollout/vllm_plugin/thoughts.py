@@ -213,7 +213,7 @@ class Thoughts:
         )
         logps = None
         if request.objective is not None:
-            steps = Steps(step.ids, step.scores.float(), step.support, is_soft)
+            steps = Steps.of(step.ids, step.scores.float(), step.support, is_soft)
             logps = replay_logits(logits, steps, request.objective)
         ended_by = [thought.phases.ended_by(thought.number) for thought in thoughts]
         columns = encode_steps(step, is_soft, ended_by, logps, logits.shape[-1])

@@ -37,7 +37,7 @@ def test_k_columns_equal_full_logits_in_values_and_gradients(name, density, redu
     head, steps = OutputHead.of(model), _steps()
     hidden = torch.randn(N, 32, dtype=torch.float64, requires_grad=True)
     objective = Objective.of_density(density, reduction, temperature=1.3, answer_temperature=0.7)
-    few = replay_steps(hidden, head, Steps(*steps), objective).logps
+    few = replay_steps(hidden, head, Steps.of(*steps), objective).logps
     few_gradients = _gradients_of(model, hidden, few)
     full = logps_from_logits(
         head.logits(hidden), *steps, temperature=1.3, answer_temperature=0.7, density=density,
@@ -51,7 +51,7 @@ def test_a_token_is_the_categorical_and_a_soft_step_has_its_supports_entropy():
     head, (ids, scores, support, is_soft) = OutputHead.of(tiny_model("untied")), _steps()
     hidden = torch.randn(N, 32)
     objective = Objective.of_density("argmax", "sum", temperature=1.3, answer_temperature=0.7)
-    found = replay_steps(hidden, head, Steps(ids, scores, support, is_soft), objective)
+    found = replay_steps(hidden, head, Steps.of(ids, scores, support, is_soft), objective)
     logits = head.logits(hidden)
     tokens = Categorical(logits=logits[~is_soft] / 0.7)
     torch.testing.assert_close(found.logps[~is_soft], tokens.log_prob(ids[~is_soft, 0]))
@@ -76,7 +76,7 @@ def test_a_batch_with_nothing_to_score_still_has_a_graph(count):
     hidden = torch.randn(count, 32, requires_grad=True)
     empty = [x[:count] for x in _steps()]
     head = OutputHead.of(model)
-    replayed = replay_steps(hidden, head, Steps(*empty), Objective())
+    replayed = replay_steps(hidden, head, Steps.of(*empty), Objective())
     (replayed.logps.sum() * 0).backward()
     assert all(x.grad is not None for x in (hidden, head.weight, head.bias))
 
@@ -90,7 +90,7 @@ def test_discrete_at_two_temperatures_is_refused_by_name():
 def test_log_densities_of_half_precision_hidden_states_are_float32():
     model = tiny_model(dtype=torch.bfloat16)
     hidden = torch.randn(N, 32, dtype=torch.bfloat16)
-    replayed = replay_steps(hidden, OutputHead.of(model), Steps(*_steps()), Objective())
+    replayed = replay_steps(hidden, OutputHead.of(model), Steps.of(*_steps()), Objective())
     assert replayed.logps.dtype == torch.float32
 
 
@@ -116,7 +116,10 @@ def test_the_edge_of_the_clamp_is_as_wide_as_the_model_rounds(
         logits = head.logits(hidden).float().gather(1, ids)
         columns = head.logits_at(hidden, ids) if from_hidden else logits
         scores = (torch.log_softmax(columns, -1) + 3.1).detach().requires_grad_()
-        steps = Steps(ids, scores, everywhere, is_soft), Objective(ThinkingConfig(prob_floor=0.0))
+        steps = (
+            Steps.of(ids, scores, everywhere, is_soft),
+            Objective(ThinkingConfig(prob_floor=0.0)),
+        )
         if from_hidden:
             found = replay_steps(hidden, head, *steps).logps
         else:
