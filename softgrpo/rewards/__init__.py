@@ -1,6 +1,6 @@
 """Rewards: where the answer is in a completion, and what it is worth.
 
-Imports no torch, and of softgrpo the sandbox alone.
+Imports no torch, and of softgrpo the sandbox and the words for values alone.
 """
 
 from softgrpo.rewards.checked import (

@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softgrpo.values import shown
+
 _LARGEST = 1e16  # TRL squares and sums rewards in float32, which ends at 3e38
-_SHOWN = 60  # characters of a value in a message
 
 
 class RewardError(ValueError):
@@ -58,7 +59,7 @@ class _Checked:
     def _values(self, returned: Any, completions: Sequence[Any]) -> list[float | None]:
         if isinstance(returned, str | Mapping) or not isinstance(returned, Iterable):
             raise RewardError(
-                f"reward {self.__name__!r}: returned {_shown(returned)}; it must be a list with a "
+                f"reward {self.__name__!r}: returned {shown(returned)}; it must be a list with a "
                 "value for each completion"
             )
         values = list(returned)
@@ -77,7 +78,7 @@ class _Checked:
         if isinstance(number, int | float) and -_LARGEST <= number <= _LARGEST:  # which NaN is not
             return float(number)
         raise RewardError(
-            f"reward {self.__name__!r}: returned {_shown(value)}{_at(index, completions)}; it must "
+            f"reward {self.__name__!r}: returned {shown(value)}{_at(index, completions)}; it must "
             f"be a finite int or float (at most {_LARGEST:.0e}), a bool, or None: not judged"
         )
 
@@ -150,9 +151,4 @@ def _completion_in_hand(error: BaseException, completions: Sequence[Any]) -> str
 
 
 def _at(index: int, completions: Sequence[Any]) -> str:
-    return f" for completion {index + 1} of {len(completions)}, {_shown(completions[index])}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return f" for completion {index + 1} of {len(completions)}, {shown(completions[index])}"

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "rollout": {"thinking", "modeling", "replay", "values"},
     "training": _METHOD | _LEAVES,
     "evaluation": _METHOD | _LEAVES,
-    "rewards": {"sandbox"},
+    "rewards": {"sandbox", "values"},
     "sandbox": set(),
     "tasks": {"rewards", "values"},
     "reports": set(),

@@ -60,6 +60,7 @@ def test_numbers_are_numbers_whoever_made_them(values: Any, wanted: list[float |
     [
         float("inf"), float("nan"), 1e308, -1e17, 10**400, torch.tensor(float("nan")),
         np.float64("inf"), "1.0", [1.0], torch.ones(1), 1j, Decimal("1"), Fraction(1, 2), {},
+        pytest.param(10**5000, id="5000 digits"),
     ],
     ids=repr,
 )  # fmt: skip
