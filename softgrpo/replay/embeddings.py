@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from softgrpo.modeling.inputs import mix
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.policies import POLICIES
+from softgrpo.thinking.mixers import MIXERS
 from softgrpo.thinking.trace import SoftTrace
 
 
@@ -33,7 +33,7 @@ def build_inputs_embeds(
     with torch.no_grad():
         inputs = embedding(input_ids)
         soft = trace.is_soft
-        weights = POLICIES[config.policy].weights(trace.scores[soft], trace.support[soft], config)
+        weights = MIXERS[config.policy].weights(trace.scores[soft], trace.support[soft], config)
         noise = None if trace.embedding_noise is None else trace.embedding_noise[soft]
         mixture = mix(embedding, trace.ids[soft], weights, noise)
         inputs[:, inputs.shape[1] - trace.num_steps :][soft] = mixture

@@ -31,10 +31,10 @@ from softgrpo.rollout.prepacked import prepacked
 from softgrpo.rollout.recorder import Recorder
 from softgrpo.thinking.advance import StepRecord, decide, decisions, draw, order_of, settle
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.mixers import MIXERS
 from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers, ThinkingPhases
-from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import Steps
 from softgrpo.thinking.transfer import upload
@@ -126,7 +126,7 @@ class DecodingBatch:
         self._late = int(objective is not None) + self._has_noise * hidden_size
         self._phases = ThinkingPhases(markers, config)
         self._noise = NoiseTable(
-            slots, POLICIES[config.policy].noise_width(num_columns, hidden_size), self.device
+            slots, MIXERS[config.policy].noise_width(num_columns, hidden_size), self.device
         )
         self._recorder = Recorder(slots, max(limits), num_columns, self._late, self.device)
 

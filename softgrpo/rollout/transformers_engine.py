@@ -22,9 +22,9 @@ from softgrpo.rollout.cache import affordable_tokens, cache_size
 from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
 from softgrpo.thinking.advance import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.mixers import MIXERS
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
-from softgrpo.thinking.policies import POLICIES
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _streamed(record: StepRecord, config: ThinkingConfig) -> StreamedStep:
         support = torch.arange(columns)[None] < count
         scores = row[:, columns : 2 * columns]
         ids = row[0, :count].int().tolist()
-        weights = POLICIES[config.policy].weights(scores, support, config)[0, :count].tolist()
+        weights = MIXERS[config.policy].weights(scores, support, config)[0, :count].tolist()
     return StreamedStep(token, ids, weights, is_soft, is_forced=bool(record.was_forced[0]))
 
 

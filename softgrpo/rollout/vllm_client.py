@@ -21,7 +21,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
     encode_request,
 )
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.policies import POLICIES
+from softgrpo.thinking.mixers import MIXERS
 from softgrpo.values import check
 
 _TIMEOUT = 3600.0  # seconds without a byte from the server: a whole answer may take so long
@@ -162,8 +162,8 @@ def _steps(event: dict[str, Any], request: ThinkingRequest) -> Iterator[Streamed
     if not logprobs or not logprobs["top_logprobs"]:
         return
     trace = decode_response(logprobs["top_logprobs"], request).trace
-    policy = POLICIES[request.config.policy]
-    weights = policy.weights(trace.scores[0], trace.support[0], request.config)
+    mixer = MIXERS[request.config.policy]
+    weights = mixer.weights(trace.scores[0], trace.support[0], request.config)
     for t, token in enumerate(trace.tokens[0]):
         is_soft, is_forced = bool(trace.is_soft[0, t]), bool(trace.is_forced[0, t])
         ids, shares = [token], [1.0]

@@ -1,15 +1,20 @@
-"""The method: policies, densities, the trace, and when thinking ends. Pure tensors."""
+"""The method: mixers, densities, the trace, and when thinking ends. Pure tensors."""
 
-from softgrpo.thinking.config import PolicyName, ThinkingConfig
+from softgrpo.thinking.config import MixerName, ThinkingConfig
 from softgrpo.thinking.densities import DensityName, Reduction
+from softgrpo.thinking.mixers import MIXERS, Mixer, check_density
 from softgrpo.thinking.objective import Objective, log_density
-from softgrpo.thinking.policies import POLICIES, ThinkingPolicy, check_density
 from softgrpo.thinking.step import SoftStep, draw_step
 from softgrpo.thinking.trace import SoftTrace, Steps, from_tokens
 
+POLICIES, PolicyName, ThinkingPolicy = MIXERS, MixerName, Mixer  # as they were called
+
 __all__ = [
+    "MIXERS",
     "POLICIES",
     "DensityName",
+    "Mixer",
+    "MixerName",
     "Objective",
     "PolicyName",
     "Reduction",

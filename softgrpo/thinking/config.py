@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softgrpo.values import check_fields
 
-PolicyName = Literal["discrete", "soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
+MixerName = Literal["discrete", "soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
 
 # What a replay must know about the rollout: under other values it would rebuild other inputs or
 # evaluate another density.
@@ -79,7 +79,7 @@ class ThinkingConfig:
         ValueError: A field is out of its range; the message names the field and what would do.
     """
 
-    policy: PolicyName = "gumbel"
+    policy: MixerName = "gumbel"
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -99,8 +99,8 @@ class ThinkingConfig:
     cold_stop_steps: int = 256
 
     def __post_init__(self) -> None:
-        if self.policy not in get_args(PolicyName):
-            raise ValueError(f"policy={self.policy!r}: choose one of {list(get_args(PolicyName))}")
+        if self.policy not in get_args(MixerName):
+            raise ValueError(f"policy={self.policy!r}: choose one of {list(get_args(MixerName))}")
         if self.top_k is None and self.policy != "discrete":
             object.__setattr__(self, "top_k", 5)
         if self.top_p is None:

@@ -1,6 +1,6 @@
-"""Noise of a step: exponential draws from a counter, and what each policy makes of them.
+"""Noise of a step: exponential draws from a counter, and what each mixer makes of them.
 
-Every policy's randomness is a fixed number of independent Exponential(1) draws a step, turned into
+Every mixer's randomness is a fixed number of independent Exponential(1) draws a step, turned into
 Gumbel, normal, Gamma or uniform variates by their inverse distribution functions. So a step is a
 pure function of logits and noise, and a sequence's noise depends on its seed alone: not on the
 batch it runs in, the device, or the engine.

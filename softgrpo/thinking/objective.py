@@ -11,7 +11,7 @@ from torch import Tensor
 from softgrpo.thinking import densities
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.densities import DensityName, Reduction, clamp_edge
-from softgrpo.thinking.policies import POLICIES, check_density
+from softgrpo.thinking.mixers import MIXERS, check_density
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Objective:
             answer_temperature: None: the temperature.
             settings: Of ThinkingConfig.
         """
-        policy = next((p for p, each in POLICIES.items() if density in each.densities), None)
+        policy = next((p for p, each in MIXERS.items() if density in each.densities), None)
         if policy is None:
             raise ValueError(f"density={density!r}: choose one of {list(get_args(DensityName))}")
         if answer_temperature is None:
@@ -84,7 +84,7 @@ class Objective:
         Args:
             logits: [N, K] float32 or float64, the recorded columns' logits / temperature. Carries
                 the gradient.
-            scores: [N, K] as recorded by the policy; no gradient.
+            scores: [N, K] as recorded in the rollout; no gradient.
             support: [N, K] bool, the columns that were in the support. At least one a row.
             edge: See ``densities.gumbel_masked_mean``; ``clamp_edge`` of the dtype the logits were
                 computed in.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softgrpo.thinking.blocks import row_blocks
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.policies import POLICIES, EmbeddingGaussian, invert_cdf
+from softgrpo.thinking.mixers import MIXERS, EmbeddingGaussian, invert_cdf
 from softgrpo.thinking.support import Support, by_columns, cut_support, select_support
 
 
@@ -19,7 +19,7 @@ class SoftStep:
 
     Attributes:
         ids: [N, K] int64 token ids.
-        scores: [N, K] float, what was drawn (see the policy). Recorded for the replay.
+        scores: [N, K] float, what was drawn (see the mixers). Recorded for the replay.
         weights: [N, K] float, the mixture; sums to 1, 0 outside the support.
         support: [N, K] bool.
         entropy: [N] float, nats, of the support's distribution (not of the drawn weights).
@@ -45,7 +45,7 @@ def draw_step(
 
     Args:
         logits: [N, V] float, raw logits of the next token.
-        config: The policy and its sampling; values may be tensors [N].
+        config: The way to mix and its sampling; values may be tensors [N].
         noise: Exponential(1) draws: [N, K] for the columns in order of falling probability;
             [N, 1] for policy ``discrete``; [N, D] for ``embedding_gaussian``, D the hidden size.
             None draws it here.
@@ -57,21 +57,21 @@ def draw_step(
     Raises:
         ValueError: noise has the wrong width, or is missing for ``embedding_gaussian``.
     """
-    policy, config = POLICIES[config.policy], by_columns(config, logits)
+    mixer, config = MIXERS[config.policy], by_columns(config, logits)
     if config.policy == "discrete":
         return draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))[0]
     support = select_support(logits, config)
     num_columns = support.ids.shape[-1]
-    if isinstance(policy, EmbeddingGaussian):
+    if isinstance(mixer, EmbeddingGaussian):
         if noise is None:
             raise ValueError("policy 'embedding_gaussian' needs noise [N, D], D the hidden size")
-        embedding_noise = policy.embedding_noise(noise, config)
-        scores = policy.draw(support, noise, config)
+        embedding_noise = mixer.embedding_noise(noise, config)
+        scores = mixer.draw(support, noise, config)
     else:
         embedding_noise = None
         noise = _noise(noise, (len(logits), num_columns), logits, generator)
-        scores = policy.draw(support, noise.to(support.probs.dtype), config)
-    weights = policy.weights(scores, support.mask, config)
+        scores = mixer.draw(support, noise.to(support.probs.dtype), config)
+    weights = mixer.weights(scores, support.mask, config)
     # Stable, and by weight alone, as the authors sort: ties (weights of 0) keep probability order.
     # The support goes first even where a weight of it underflows or (Gaussian) is negative.
     by_weight = torch.argsort(

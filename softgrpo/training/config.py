@@ -16,8 +16,8 @@ from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
 
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.mixers import check_density
 from softgrpo.thinking.objective import Objective
-from softgrpo.thinking.policies import check_density
 from softgrpo.values import Bounds, check, check_bounds
 
 # What GRPOTrainer can do and this trainer cannot (yet): field, value that switches it off, why.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softgrpo.rollout import Rollout
-from softgrpo.thinking import POLICIES, SoftTrace, ThinkingConfig
+from softgrpo.thinking import MIXERS, SoftTrace, ThinkingConfig
 
 
 def thinking_sums(
@@ -19,7 +19,7 @@ def thinking_sums(
         config: How they thought.
     """
     soft = trace.is_soft
-    weights = POLICIES[config.policy].weights(trace.scores[soft], trace.support[soft], config)
+    weights = MIXERS[config.policy].weights(trace.scores[soft], trace.support[soft], config)
     sums = [
         soft.sum(),
         trace.mask.sum(),

@@ -11,8 +11,8 @@ import torch
 from softgrpo.thinking import draw_step
 from softgrpo.thinking.advance import advance
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.mixers import MIXERS
 from softgrpo.thinking.phases import Markers, ThinkingPhases
-from softgrpo.thinking.policies import POLICIES
 from softgrpo.thinking.step import SoftStep
 from tests.accelerator.pretend import DEVICE
 from tests.helpers import WORDS, thinking, word_tokenizer
@@ -24,7 +24,7 @@ ENDINGS = {"max_think_tokens": 2, "cold_stop_entropy": 0.5, "cold_stop_steps": 1
 
 
 def _noise(config):
-    width = POLICIES[config.policy].noise_width(1 if config.policy == "discrete" else 4, D)
+    width = MIXERS[config.policy].noise_width(1 if config.policy == "discrete" else 4, D)
     return torch.empty(N, width, dtype=torch.float64).exponential_()
 
 
@@ -38,7 +38,7 @@ def _assert_same_step(found: SoftStep, wanted: SoftStep) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", MIXERS)
 def test_a_step_of_every_policy(policy, dtype):
     config = thinking(policy, min_p=0.05)
     logits, noise = torch.randn(N, V).to(dtype), _noise(config)
@@ -77,7 +77,7 @@ def _phases(config: ThinkingConfig, mixture: str) -> tuple[ThinkingPhases, np.nd
 @pytest.mark.parametrize("mixture", ["thinking", "answering", "mixed"])
 @pytest.mark.parametrize("answer", [{}, {"answer_top_p": 0.8}, {"answer_top_k": 3},
                                     {"answer_min_p": 0.05}], ids=str)  # fmt: skip
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", MIXERS)
 def test_steps_of_every_mixture_of_phases(policy, answer, mixture):
     config = thinking(policy, **ENDINGS, **answer)
     (here, numbers), (there, _) = _phases(config, mixture), _phases(config, mixture)

@@ -9,7 +9,7 @@ import torch
 
 from softgrpo.evaluation import Results, describe
 from softgrpo.evaluation.results import vote
-from softgrpo.thinking import POLICIES, PolicyName, ThinkingConfig, draw_step
+from softgrpo.thinking import MIXERS, MixerName, ThinkingConfig, draw_step
 from tests.unit.evaluation.test_records import _record
 
 
@@ -61,7 +61,7 @@ def test_nothing_closes_where_no_marker_ends_the_thinking(think_end):
     assert math.isnan(results.share_closed)
 
 
-@pytest.mark.parametrize("policy", get_args(PolicyName))
+@pytest.mark.parametrize("policy", get_args(MixerName))
 def test_a_caption_has_the_fields_that_the_policy_reads(policy):
     """A field is read by a policy if another value of it makes another step."""
     config = ThinkingConfig(policy=policy)
@@ -75,7 +75,7 @@ def test_a_caption_has_the_fields_that_the_policy_reads(policy):
 
 def _fed(config: ThinkingConfig) -> torch.Tensor:
     """What a step of these settings feeds a model of five tokens and five dimensions."""
-    width = POLICIES[config.policy].noise_width(5, 5)
+    width = MIXERS[config.policy].noise_width(5, 5)
     noise = torch.empty(1, width).exponential_(generator=torch.Generator().manual_seed(0))
     step = draw_step(torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0]]), config, noise=noise)
     return step.weights if step.embedding_noise is None else step.weights + step.embedding_noise

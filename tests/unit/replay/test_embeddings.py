@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softgrpo.replay import build_inputs_embeds, mix
-from softgrpo.thinking import POLICIES
+from softgrpo.thinking import MIXERS
 from tests.helpers import batch_of, roll_out, thinking, tiny_model
 
 POLICY_NAMES = ["soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
@@ -27,9 +27,7 @@ def test_a_soft_step_feeds_its_mixture_and_all_else_its_token(policy):
     wanted = matrix[ids]
     start = ids.shape[1] - trace.num_steps
     for b, t in trace.is_soft.nonzero().tolist():
-        weights = POLICIES[policy].weights(
-            trace.scores[b, t], trace.support[b, t], thinking(policy)
-        )
+        weights = MIXERS[policy].weights(trace.scores[b, t], trace.support[b, t], thinking(policy))
         wanted[b, start + t] = weights @ matrix[trace.ids[b, t].long()]
         if trace.embedding_noise is not None:
             wanted[b, start + t] += trace.embedding_noise[b, t]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from softgrpo.thinking import POLICIES, ThinkingConfig, check_density, draw_step
-from softgrpo.thinking.policies import with_mass
+from softgrpo.thinking import MIXERS, ThinkingConfig, check_density, draw_step
+from softgrpo.thinking.mixers import with_mass
 
 LOGITS = torch.tensor([1.0, 0.5, 0.0, -0.5, -1.0], dtype=torch.float64)
 DRAWS = 4000
@@ -70,7 +70,7 @@ def test_embedding_noise_is_normal_with_sigma():
 @pytest.mark.parametrize("policy", MIXING)
 def test_recorded_scores_give_the_drawn_weights_again(policy):
     step, config = _draw(policy, top_p=0.8)
-    again = POLICIES[policy].weights(step.scores, step.support, config)
+    again = MIXERS[policy].weights(step.scores, step.support, config)
     torch.testing.assert_close(again, step.weights)
     torch.testing.assert_close(again.sum(-1), torch.ones(DRAWS, dtype=again.dtype))
     assert (again[~step.support] == 0).all()

@@ -1,4 +1,7 @@
-"""The policies of a thinking step: what is drawn, what is fed to the model, what its density is.
+"""The ways to mix a thinking step: what is drawn, what is fed to the model, what its density is.
+
+A recipe, a record and a trace name one as their ``policy``. Here, as in the trainer, the policy is
+the model.
 
 One class each, one interface: ``draw`` makes the recorded scores from the support and the noise,
 ``weights`` turns recorded scores into the mixture (at the rollout and again at the replay), and
@@ -15,12 +18,12 @@ import torch
 from torch import Tensor
 
 from softgrpo.thinking import noise as noises
-from softgrpo.thinking.config import PolicyName, ThinkingConfig
+from softgrpo.thinking.config import MixerName, ThinkingConfig
 from softgrpo.thinking.densities import DensityName
 from softgrpo.thinking.support import Support
 
 
-class ThinkingPolicy(ABC):
+class Mixer(ABC):
     """How a support becomes a recorded step, and a recorded step a mixture."""
 
     densities: ClassVar[tuple[DensityName, ...]]
@@ -38,7 +41,7 @@ class ThinkingPolicy(ABC):
         """Mixture weights [N, K] from recorded scores and support mask; 0 outside the support."""
 
 
-class Discrete(ThinkingPolicy):
+class Discrete(Mixer):
     """One token, sampled from the support by inversion; its log-density is the log-softmax."""
 
     densities = ("token",)
@@ -54,7 +57,7 @@ class Discrete(ThinkingPolicy):
         return scores
 
 
-class Soft(ThinkingPolicy):
+class Soft(Mixer):
     """Vanilla soft thinking: the weights are the support's probabilities. Nothing is drawn."""
 
     densities = ("none",)
@@ -66,7 +69,7 @@ class Soft(ThinkingPolicy):
         return scores.masked_fill(~support, 0.0)
 
 
-class Gumbel(ThinkingPolicy):
+class Gumbel(Mixer):
     """Gumbel-Softmax (Eq. 9): g' = log p + Gumbel noise, weights softmax(g' / tau).
 
     Columns outside the support keep a score, log(prob_floor) + noise, which only the authors'
@@ -87,7 +90,7 @@ class Gumbel(ThinkingPolicy):
         return torch.softmax((scores / config.tau).masked_fill(~support, -torch.inf), dim=-1)
 
 
-class Dirichlet(ThinkingPolicy):
+class Dirichlet(Mixer):
     """w ~ Dirichlet(alpha * p), drawn as normalised Gamma(alpha * p, 1), which are recorded."""
 
     densities = ("dirichlet",)
@@ -100,7 +103,7 @@ class Dirichlet(ThinkingPolicy):
         return scores / scores.sum(-1, keepdim=True)
 
 
-class Gaussian(ThinkingPolicy):
+class Gaussian(Mixer):
     """w = normalise(p + N(0, sigma^2)) on the support. As published, a weight can be negative."""
 
     densities = ("gaussian",)
@@ -114,7 +117,7 @@ class Gaussian(ThinkingPolicy):
         return scores / scores.sum(-1, keepdim=True)
 
 
-class EmbeddingGaussian(ThinkingPolicy):
+class EmbeddingGaussian(Mixer):
     """The mixture's embedding + N(0, sigma^2 I) (Butt et al. 2509.19170).
 
     The scores are the mixture's weights; the noise itself, [N, D], rides in the trace.
@@ -136,7 +139,7 @@ class EmbeddingGaussian(ThinkingPolicy):
         return (config.sigma * noises.normal(noise)).float()
 
 
-POLICIES: dict[PolicyName, ThinkingPolicy] = {
+MIXERS: dict[MixerName, Mixer] = {
     "discrete": Discrete(),
     "soft": Soft(),
     "gumbel": Gumbel(),
@@ -146,13 +149,13 @@ POLICIES: dict[PolicyName, ThinkingPolicy] = {
 }
 
 
-def check_density(policy: PolicyName, density: DensityName | None) -> DensityName:
+def check_density(policy: MixerName, density: DensityName | None) -> DensityName:
     """The density to train a policy with: its default where None is asked for.
 
     Raises:
         ValueError: The density is none of the policy's.
     """
-    known = POLICIES[policy].densities
+    known = MIXERS[policy].densities
     if density is None:
         return known[0]
     if density not in known:
