@@ -36,8 +36,8 @@ def load_problems(
         source: One of
             `reasoning_gym:NAME`, whose options are fields of that data set's configuration;
             a path ending in .jsonl or .parquet, with the options `question_column` (by default
-            `question`, else `prompt`), `answer_column` (`answer`) and `eval_source` (a second
-            file, all of it held out);
+            `question`, else `prompt`), `answer_column` (`answer`, or in verl's rows
+            `reward_model.ground_truth`) and `eval_source` (a second file, all of it held out);
             `hub:ORG/NAME`, with the columns' options, `name` (the configuration), `split` (by
             default `train`), `eval_split` (a split, all of it held out) and `revision`.
         split: `train` or `eval`.
@@ -119,7 +119,7 @@ def _to_problems(rows: Iterable[Row], table: str, options: Mapping[str, Any]) ->
         rows,
         table=table,
         question_column=options.get("question_column"),
-        answer_column=options.get("answer_column") or "answer",
+        answer_column=options.get("answer_column"),
     )
 
 

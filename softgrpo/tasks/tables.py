@@ -48,7 +48,7 @@ def read_hub(repo: str, *, name: str | None, split: str, revision: str | None) -
 
 
 def to_problems(
-    rows: Iterable[Row], *, table: str, question_column: str | None, answer_column: str
+    rows: Iterable[Row], *, table: str, question_column: str | None, answer_column: str | None
 ) -> list[Problem]:
     """Turns rows into problems; the columns that are not used become metadata, None where missing.
 
@@ -57,7 +57,8 @@ def to_problems(
         table: Names the table in ids (`table/0`, `table/1`, ...) where there is no `id` column.
         question_column: Holds the question, as text or as chat messages ending with the user's;
             None is `question` where there is one, else `prompt`.
-        answer_column: Holds the gold answer, as text or as a number.
+        answer_column: Holds the gold answer, as text or as a number; None is `answer`, or
+            `ground_truth` in `reward_model`, as verl writes it.
 
     Raises:
         ValueError: No rows, a missing column, two rows with one id, or a value of no use.
@@ -67,7 +68,7 @@ def to_problems(
         rest = dict(row)
         column = question_column or ("question" if "question" in rest else "prompt")
         question, context = _question(_pop(rest, column), column)
-        answer = to_answer(_pop(rest, answer_column), answer_column)
+        answer = _answer(rest, answer_column)
         problem_id = to_id(rest.pop("id", None), f"{table}/{index}")
         return Problem(problem_id, question, answer, rest, context)
 
@@ -162,6 +163,15 @@ def _pop(row: dict[str, Any], column: str) -> Any:
             "'prompt', and 'answer', or the options question_column and answer_column"
         )
     return row.pop(column)
+
+
+def _answer(row: dict[str, Any], column: str | None) -> str:
+    """The gold answer, taken out of the row; verl's row keeps it with the kind of its reward."""
+    match row:
+        case {"reward_model": {"ground_truth": answer}} if column is None and "answer" not in row:
+            return to_answer(answer, "reward_model.ground_truth")
+    column = column or "answer"
+    return to_answer(_pop(row, column), column)
 
 
 def _question(value: Any, column: str) -> tuple[str, tuple[Mapping[str, str], ...]]:

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from softgrpo.tasks import Problem, load_problems
@@ -174,10 +176,35 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert problems == [Problem("rows/0", "1?", "1")]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_of_verl_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
+    turns = [{"role": "system", "content": "Box it."}, {"role": "user", "content": "1 + 1?"}]
+    row = {
+        "data_source": "deepscaler",
+        "prompt": turns,
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 3, "split": "train"},
+    }
+    path = str(tmp_path / f"train{suffix}")
+    if suffix == ".jsonl":
+        write_jsonl(Path(path), [row])
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    [problem] = load(path, "eval", eval_source=path)
+    assert (problem.question, problem.answer, problem.context) == ("1 + 1?", "2", (turns[0],))
+    assert problem.metadata.keys() == {"data_source", "ability", "reward_model", "extra_info"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no data"),
+        (
+            '{"prompt": "1?", "reward_model": {"ground_truth": ["1", "2"]}}',
+            r"column 'reward_model.ground_truth' is \['1', '2'\]",
+        ),
+        ('{"prompt": "1?", "reward_model": {"style": "rule"}}', "no column 'answer'"),
         ("\n\n", "no data"),
         ('{"question": "1?", "answer": "1"}\n{"question": ', r"rows.jsonl:2: not JSON"),
         ('\n["1?", "1"]\n', "rows.jsonl:2: a JSON list"),
