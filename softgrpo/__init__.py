@@ -5,8 +5,9 @@ The public names, imported when first used (``import softgrpo`` loads no torch).
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from softgrpo.lazy import lookup
 
 if TYPE_CHECKING:
     from softgrpo.models import load_model
@@ -18,21 +19,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ThinkingConfig": "thinking",
-    "SoftStep": "thinking",
-    "SoftTrace": "thinking",
-    "draw_step": "thinking",
-    "logps_from_logits": "replay",
-    "logps_from_hidden": "replay",
-    "Rollout": "rollout",
-    "RolloutEngine": "rollout",
-    "TransformersEngine": "rollout",
-    "VLLMEngine": "rollout.vllm_engine",
-    "SofTGRPOConfig": "training",
-    "SofTGRPOTrainer": "training",
-    "load_model": "models",
-}
+__getattr__ = lookup(
+    __name__,
+    {
+        "ThinkingConfig": "thinking",
+        "SoftStep": "thinking",
+        "SoftTrace": "thinking",
+        "draw_step": "thinking",
+        "logps_from_logits": "replay",
+        "logps_from_hidden": "replay",
+        "Rollout": "rollout",
+        "RolloutEngine": "rollout",
+        "TransformersEngine": "rollout",
+        "VLLMEngine": "rollout.vllm_engine",
+        "SofTGRPOConfig": "training",
+        "SofTGRPOTrainer": "training",
+        "load_model": "models",
+    },
+)
 
 __all__ = [
     "Rollout",
@@ -49,9 +53,3 @@ __all__ = [
     "logps_from_hidden",
     "logps_from_logits",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'softgrpo' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"softgrpo.{_HOMES[name]}"), name)

@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-Bounds = tuple[float, float | None]
-"""The least and the most that a number may be; None: any finite number."""
-
 _MOST = sys.float_info.max
 _MOST_SHOWN = 80  # characters
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which values a field may have; it stands in an annotation, ``Annotated[int, at_least(1)]``.
+
+    Attributes:
+        words: It, as a message and help say it after "must be".
+        holds: Of a value, whether it is in the range; of a tensor, which are.
+    """
+
+    words: str
+    holds: Callable[[Any], Any]
+
+
+# All compare so that NaN, which is neither less nor more, is outside.
+def at_least(least: float, more: str = "") -> Range:
+    """Finite numbers from ``least``; ``more`` is what else is said of them."""
+    return Range(f">= {least}{more}", lambda x: (x >= least) & _is_below_inf(x))
+
+
+def above(limit: float, more: str = "") -> Range:
+    """Finite numbers above ``limit``; ``more`` is what else is said of them."""
+    return Range(f"> {limit}{more}", lambda x: (x > limit) & _is_below_inf(x))
+
+
+def _is_below_inf(x: Any) -> Any:
+    # A whole number may be beyond every float, and numpy's small floats do not reach the largest.
+    return x <= _MOST if isinstance(x, int) else x < math.inf
+
+
+def between(least: float, most: float) -> Range:
+    """Numbers from ``least`` to ``most``."""
+    return Range(f"in [{least}, {most}]", lambda x: (x >= least) & (x <= most))
 
 
 def check(name: str, value: object, kind: Any) -> None:
@@ -34,32 +65,39 @@ def check(name: str, value: object, kind: Any) -> None:
         raise ValueError(f"{name}={shown(value)}: must be {_words(kind)}")
 
 
-def check_fields(instance: Any, except_for: Collection[str] = ()) -> None:
-    """Hold every field of a dataclass to its annotation, but for some.
+def check_fields(instance: Any, any_type: Collection[str] = ()) -> None:
+    """Hold every field of a dataclass to its annotation, first to the type, then to the range.
+
+    Args:
+        instance: It.
+        any_type: Fields of which the range alone is looked at.
 
     Raises:
-        ValueError: Names the first field that is of another type, its value, and what would do.
+        ValueError: Names the first field that is not as it says, its value, and what would do.
     """
     kind: type = type(instance)
     kinds = type_hints(kind)
     for item in fields(instance):
-        if item.name in except_for:
-            continue
-        check(item.name, getattr(instance, item.name), kinds[item.name])
+        if item.name not in any_type:
+            check(item.name, getattr(instance, item.name), kinds[item.name])
+    check_ranges(instance, ranges(kind))
 
 
-def check_bounds(instance: Any, bounds: Mapping[str, Bounds]) -> None:
-    """Hold fields that are numbers to their bounds; None has none.
+def check_ranges(instance: Any, ranges: Mapping[str, Range]) -> None:
+    """Hold attributes to their ranges; None is in every range.
 
     Raises:
-        ValueError: Names the first field that is out of them, its value, and what would do.
+        ValueError: Names the first that is outside, its value, and what would do.
     """
-    for name, (least, most) in bounds.items():
+    for name, wanted in ranges.items():
         value = getattr(instance, name)
-        # So put that NaN, which is neither less nor more, is refused too.
-        if value is not None and not least <= value <= (_MOST if most is None else most):
-            wanted = f">= {least}" if most is None else f"in [{least}, {most}]"
-            raise ValueError(f"{name}={shown(value)}: must be {wanted}")
+        if value is not None and not is_all(wanted.holds(value)):
+            raise ValueError(f"{name}={shown(value)}: must be {wanted.words}")
+
+
+def is_all(holds: Any) -> bool:
+    """A truth, or whether all of a tensor are true; it needs no torch."""
+    return holds if isinstance(holds, bool) else bool(holds.all())
 
 
 def fits(value: object, kind: Any) -> bool:
@@ -108,6 +146,24 @@ def shown(value: object) -> str:
 def type_hints(kind: type) -> dict[str, Any]:
     """The annotations of a class and its parents, by field."""
     return get_type_hints(kind)
+
+
+@lru_cache
+def ranges(kind: type) -> dict[str, Range]:
+    """The ranges in the annotations of a class and its parents, by field."""
+    return {
+        name: wanted
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for wanted in getattr(hint, "__metadata__", ())
+        if isinstance(wanted, Range)
+    }
+
+
+def without_none(kind: Any) -> Any:
+    """The type of an optional field's values that are not None; any other type itself."""
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    return next(choice for choice in get_args(kind) if choice is not NoneType)
 
 
 _WORDS: dict[Any, str] = {

@@ -39,10 +39,10 @@ Train a model as a recipe says: evaluation before, training, evaluation after, a
   softgrpo train recipes/quickstart.yaml --policy discrete --output_dir runs/discrete
 
 A recipe is a YAML file of fields, `name: value`; the same fields on the command line win over it.
-Fields are those listed below with their defaults, and every field of TRL's GRPOConfig (output_dir,
-learning_rate, max_steps, num_generations, max_completion_length, loss_type, seed, ...), of which
-temperature and min_p are the thinking's. The values of a list follow each other, and a mapping is
-YAML: --rewards numeric format --lora "{r: 8}". Paths are relative to the current directory.
+Fields are those listed below with their defaults, and every other field of TRL's
+GRPOConfig (output_dir, learning_rate, max_steps, num_generations, max_completion_length, loss_type,
+seed, ...). The values of a list follow each other, and a mapping is YAML: --rewards numeric format
+--lora "{r: 8}". Paths are relative to the current directory.
 """
 
 _GENERATE = """\
@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: a run failed on its way. 2: bad input. 130: interrupted. 141: whoever read the
     output has gone, as `head` goes.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("train", "serve"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     is_debugging = os.environ.get("SOFTGRPO_DEBUG") == "1"
@@ -193,7 +194,8 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
     return train.run(options.recipe, rest, resume=options.resume, overwrite=options.overwrite)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line; of the commands it is whole for the one that is named."""
     parser = argparse.ArgumentParser(
         prog="softgrpo",
         description="Train and run language models that think in soft tokens (SofT-GRPO).",
@@ -202,41 +204,40 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(_add(commands, "train", "train a model as a recipe says", _TRAIN, False))
-    _add_generate(_add(commands, "generate", "generate from a model", _GENERATE))
-    _add_serve(_add(commands, "serve", "serve a model over HTTP, by vLLM", _SERVE))
-    _add_eval(_add(commands, "eval", "evaluate a model on benchmarks", _EVAL))
-    _add_compare(_add(commands, "compare", "compare evaluations", _COMPARE))
-    _add_lab(_add(commands, "lab", "the laboratory's model", _LAB))
+    for name, line, text, fill in (
+        ("train", "train a model as a recipe says", _TRAIN, _add_train),
+        ("generate", "generate from a model", _GENERATE, _add_generate),
+        ("serve", "serve a model over HTTP, by vLLM", _SERVE, _add_serve),
+        ("eval", "evaluate a model on benchmarks", _EVAL, _add_eval),
+        ("compare", "compare evaluations", _COMPARE, _add_compare),
+        ("lab", "the laboratory's model", _LAB, _add_lab),
+    ):
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=name != "train",  # it has one of its own
+        )
+        if name in arguments[:1]:  # the options of the others would take imports
+            fill(command)
     return parser
-
-
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    line: str,
-    text: str,
-    add_help: bool = True,
-) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=line,
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=add_help,
-    )
 
 
 class _HelpWithFields(argparse._HelpAction):
     """Help that looks the fields up when it is asked for: no other command needs to wait."""
 
     def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
-        from softgrpo.cli.fields import described, method_fields, run_fields
+        from softgrpo.cli.fields import described
+        from softgrpo.cli.recipe import RunConfig
+        from softgrpo.thinking.fields import ThinkingFields
+        from softgrpo.training.fields import TrainingFields
 
         parser.epilog = (
-            f"fields of a run:\n{described(run_fields())}\n\n"
-            f"fields of thinking and training:\n{described(method_fields())}"
+            f"fields of a run:\n{described(RunConfig)}\n\n"
+            f"fields of thinking:\n{described(ThinkingFields)}\n\n"
+            f"fields of training:\n{described(TrainingFields)}"
         )
         super().__call__(parser, *arguments)
 
@@ -279,21 +280,11 @@ def _seed(text: str) -> int:
 
 
 def _add_thinking(parser: argparse.ArgumentParser) -> None:
-    """Options with the names of ThinkingConfig's fields."""
-    parser.add_argument(
-        "--policy", "--thinking", help="discrete, soft, gumbel, dirichlet, gaussian, ..."
-    )
-    parser.add_argument("--temperature", type=float, help="of the thinking")
-    parser.add_argument("--top-k", type=int, help="alternatives of a thinking step")
-    parser.add_argument("--top-p", type=float, help="nucleus of a thinking step")
-    parser.add_argument("--min-p", type=float, help="least share of the largest probability")
-    parser.add_argument("--tau", type=float, help="Gumbel-Softmax temperature: softer when higher")
-    parser.add_argument("--answer-temperature", type=float, help="of the answer")
-    parser.add_argument("--answer-top-k", type=int, help="of the answer")
-    parser.add_argument("--answer-top-p", type=float, help="of the answer")
-    parser.add_argument("--answer-min-p", type=float, help="of the answer")
-    parser.add_argument("--think-end", action="append", help="ends the thinking; can be repeated")
-    parser.add_argument("--max-think-tokens", type=int, help="thinking budget in steps")
+    from softgrpo.cli.fields import add_options
+    from softgrpo.thinking.fields import ThinkingFields
+
+    about = "a run's own settings and a preset's come before the defaults"
+    add_options(parser.add_argument_group("how to think", about), ThinkingFields)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from softgrpo.cli.strict_yaml import load_yaml
 from softgrpo.files import read_text
-from softgrpo.values import Bounds, check, check_bounds, check_fields, shown
+from softgrpo.values import at_least, between, check, check_fields, shown
 
 if TYPE_CHECKING:
     from softgrpo.training import SofTGRPOConfig
@@ -23,14 +23,6 @@ _STRUCTURED: dict[str, Any] = {
     "task_options": dict[str, Any] | None,
     "lora": dict[str, Any] | None,
     "examples": list[list[str]] | None,
-}
-_BOUNDS: dict[str, Bounds] = {
-    "num_train_problems": (1, None),
-    "problem_seed": (0, 2**32 - 1),
-    "num_eval_problems": (0, None),
-    "eval_samples": (1, None),
-    "sample_steps": (1, None),
-    "num_samples_kept": (0, None),
 }
 
 
@@ -56,8 +48,12 @@ class RunConfig:
         "reasoning_gym: the fields of its data set; a file: question_column, answer_column, "
         "eval_source; hub: the columns, name, split, eval_split, revision."
     )
-    num_train_problems: int | None = _help("Training problems; none: all of a file.")
-    problem_seed: int = _help("Seed that chooses the problems.", 0)
+    num_train_problems: Annotated[int | None, at_least(1)] = _help(
+        "Training problems; none: all of a file."
+    )
+    problem_seed: Annotated[int, between(0, 2**32 - 1)] = _help(
+        "Seed that chooses the problems.", 0
+    )
 
     chat: bool = _help("Put the prompt through the tokenizer's chat template.", True)
     system_prompt: str | None = _help("The system message.")
@@ -72,15 +68,19 @@ class RunConfig:
     )
     eval_reward: str | None = _help("The reward that evaluates; none: the first.")
     eval_threshold: float = _help("A completion is correct when eval_reward is above it.", 0.5)
-    num_eval_problems: int = _help("Held-out problems before and after; 0: no evaluation.", 200)
-    eval_samples: int = _help("Samples of each problem.", 8)
+    num_eval_problems: Annotated[int, at_least(0)] = _help(
+        "Held-out problems before and after; 0: no evaluation.", 200
+    )
+    eval_samples: Annotated[int, at_least(1)] = _help("Samples of each problem.", 8)
     eval_decodings: list[str] = _help(
         "soft (the recipe's own way of thinking), discrete (ordinary sampling).",
         default_factory=lambda: ["soft", "discrete"],
     )
 
-    sample_steps: int = _help("Keep a few completions and their traces every so many steps.", 10)
-    num_samples_kept: int | None = _help(
+    sample_steps: Annotated[int, at_least(1)] = _help(
+        "Keep a few completions and their traces every so many steps.", 10
+    )
+    num_samples_kept: Annotated[int | None, at_least(0)] = _help(
         "How many; none: 4, but 0 in several processes, of which one makes them and all wait."
     )
 
@@ -95,7 +95,6 @@ class RunConfig:
                 setattr(self, name, value)
             check(name, value, kind)
         check_fields(self)
-        check_bounds(self, _BOUNDS)
         _check_choices("dtype", [self.dtype], ["float32", "bfloat16", "float16"])
         _check_choices("eval_decodings", self.eval_decodings, ["soft", "discrete"])
         if not self.rewards:

@@ -14,22 +14,6 @@ from softgrpo.tasks import PromptFormat
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.values import check
 
-# Options with the name of a field of ThinkingConfig.
-THINKING_OPTIONS = (
-    "policy",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "tau",
-    "answer_temperature",
-    "answer_top_k",
-    "answer_top_p",
-    "answer_min_p",
-    "think_end",
-    "max_think_tokens",
-)
-
 
 @dataclass(frozen=True)
 class Style:
@@ -86,5 +70,5 @@ def read_style(model: str, given: Mapping[str, Any]) -> Style:
 
 def given_thinking(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of ThinkingConfig that the command line sets."""
-    given = {name: getattr(options, name, None) for name in THINKING_OPTIONS}
+    given = {f.name: getattr(options, f.name, None) for f in fields(ThinkingConfig)}
     return {name: value for name, value in given.items() if value is not None}

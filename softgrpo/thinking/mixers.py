@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from softgrpo.thinking import noise as noises
-from softgrpo.thinking.config import MixerName, ThinkingConfig
+from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.densities import DensityName
+from softgrpo.thinking.fields import MixerName
 from softgrpo.thinking.support import Support
 
 

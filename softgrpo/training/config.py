@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 from argparse import ArgumentTypeError
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, make_dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
 
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.fields import MixerName, ThinkingFields
 from softgrpo.thinking.mixers import check_density
 from softgrpo.thinking.objective import Objective
-from softgrpo.values import Bounds, check, check_bounds
+from softgrpo.training.fields import TrainingFields
+from softgrpo.values import at_least, between, check, check_ranges, ranges, type_hints
 
 # What GRPOTrainer can do and this trainer cannot (yet): field, value that switches it off, why.
 _UNSUPPORTED = (
@@ -32,204 +35,78 @@ _UNSUPPORTED = (
     ("remove_unused_columns", False, "rewards are told the data's columns"),
 )
 
-_SEED: Bounds = (0, 2**32 - 1)  # numpy takes no other
-_BOUNDS: dict[str, Bounds] = {
+_AT_LEAST_ONE = at_least(1)
+_SEED = between(0, 2**32 - 1)  # numpy takes no other
+_OF_TRL = {
     # What TRL divides by.
-    "num_generations": (1, None),
-    "gradient_accumulation_steps": (1, None),
-    "per_device_train_batch_size": (1, None),
-    "per_device_eval_batch_size": (1, None),
-    "steps_per_generation": (1, None),
-    "num_iterations": (1, None),
-    "learning_rate": (0, None),
-    "beta": (0, None),
-    "rollout_batch_size": (1, None),
+    "num_generations": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "per_device_eval_batch_size": _AT_LEAST_ONE,
+    "steps_per_generation": _AT_LEAST_ONE,
+    "num_iterations": _AT_LEAST_ONE,
+    "learning_rate": at_least(0),
     "seed": _SEED,
     "data_seed": _SEED,
 }
 
-# Twelve hours. Processes meet when each has made its rollouts, and process 0 evaluates alone: by
-# default 3,200 sequences, 25 waves of 128. A wave of 32,768 tokens takes 14 minutes at 25 ms a
-# step, all of them six hours. The launcher notices a process that has died: patience costs little.
-PATIENCE_SECONDS = 43_200
+# Types of ThinkingFields that transformers' parser does not know, and what it is told instead.
+_PARSED: dict[Any, Any] = {
+    MixerName: str,
+    tuple[float, float] | None: list[float] | None,
+    tuple[str, ...]: list[str],
+}
+
+
+def recipe_fields(settings: type) -> list[tuple[str, Any, Any]]:
+    """The fields of ThinkingFields, or of a class like it, as a recipe has them.
+
+    Returns:
+        Name, type and field of each, as ``make_dataclass`` takes them.
+    """
+    kinds = type_hints(settings)
+    return [
+        (item.name, _PARSED.get(kinds[item.name], kinds[item.name]), _recipe_field(item))
+        for item in fields(settings)
+    ]
+
+
+def _recipe_field(item: Field[Any]) -> Any:
+    if isinstance(item.default, tuple):
+        return field(default_factory=partial(list, item.default), metadata=item.metadata)
+    return field(default=item.default, metadata=item.metadata)
+
+
+if TYPE_CHECKING:
+    _Thinking = ThinkingFields  # the same names; whoever checks types does not run what follows
+else:
+    _Thinking = make_dataclass("_Thinking", recipe_fields(ThinkingFields))
 
 
 @dataclass
-class SofTGRPOConfig(GRPOConfig):
+class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[misc]
     """Configuration of SofTGRPOTrainer.
 
-    Every field of GRPOConfig is inherited. Defaults that differ are the published SofT-GRPO
-    settings (arXiv 2511.06411): beta .001, dual clip 3 (TRL's ``delta``, which is PPO's dual clip).
-
-    Attributes:
-        policy, temperature, top_k, top_p, min_p, tau, prob_floor, noise_clamp, alpha, sigma,
-            answer_temperature, answer_top_k, answer_top_p, answer_min_p, think_end,
-            max_think_tokens, cold_stop_entropy, cold_stop_steps: See ThinkingConfig.
-        density: The log-density that is trained; None: the policy's default (``gumbel`` for
-            ``gumbel``). See softgrpo.thinking.densities.
-        reduction: ``masked_mean`` (the authors' code, the default) or ``sum``.
-        engine: ``transformers``: the model itself makes the rollouts; ``vllm``: vLLM in the same
-            process; ``vllm-server``: a running ``softgrpo serve``. Both are given the weights after
-            each update. Of TRL's ``vllm_*`` fields ``vllm_max_model_length``,
-            ``vllm_gpu_memory_utilization`` and ``vllm_server_base_url`` are read.
-        rollout_dtype: ``model``: the model itself makes the rollouts; a dtype: a copy in it;
-            ``auto``: a copy in bf16 or fp16 where those are on, the weights are float32 and an
-            accelerator decodes, else the model.
-        rollout_batch_size: Sequences decoded together.
-        rollout_batch_tokens: Positions of the rollout's key-value cache; see TransformersEngine's
-            ``max_batch_tokens``. None: as many as rollout_batch_size sequences take.
-        train_batch_tokens: Most tokens of a pass through the policy or the reference, rollouts
-            aside: a batch with more is passed in parts, with the same gradient. A sequence that is
-            longer has a pass of its own. None: no limit.
-        gradient_checkpointing: ``auto`` (the default), True or False. What is set holds for every
-            pass; ``auto`` checkpoints all of them where train_batch_tokens is None, as TRL does,
-            and else those of a sequence that is longer. Afterwards a bool, which transformers and
-            TRL read; ``is_checkpointing_auto`` says whether it was ``auto``.
-        share_prompts: Lay each micro-batch out without padding and compute what its prompts have in
-            common once (the same numbers, fewer tokens). It needs sdpa attention and
-            full-attention layers; null: on a CPU, where the model allows it.
-        ddp_timeout: Seconds that a process waits for the others; PATIENCE_SECONDS says why so many.
-        old_logps: ``trainer`` recomputes the old log-densities ([6], the authors' way), ``rollout``
-            takes the rollout's.
+    Attributes: Every field of GRPOConfig, of ThinkingFields (TRL's own ``temperature``, ``top_k``,
+    ``top_p`` and ``min_p`` are those of the thinking) and of TrainingFields, and
+        is_checkpointing_auto: Whether ``gradient_checkpointing`` was ``auto``.
 
     Raises:
         ValueError: A field is out of its range or not supported; the message names it.
     """
 
-    beta: float = field(
-        default=0.001, metadata={"help": "KL coefficient; 0 loads no reference model."}
-    )
-    delta: float | None = field(
-        default=3.0, metadata={"help": "PPO dual clip: the ratio's bound at negative advantages."}
-    )
-    policy: str = field(
-        default="gumbel",
-        metadata={
-            "help": "What a thinking step feeds the model.",
-            "choices": [
-                "discrete",
-                "soft",
-                "gumbel",
-                "dirichlet",
-                "gaussian",
-                "embedding_gaussian",
-            ],
-        },
-    )
-    top_k: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Support's columns; default 5 (discrete: vocabulary)."}
-    )
-    top_p: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Support's nucleus; default .95 (discrete: 1)."}
-    )
-    tau: float = field(default=0.1, metadata={"help": "Gumbel-Softmax temperature, > 0."})
-    prob_floor: float = field(
-        default=1e-6, metadata={"help": "Added to p before log p + Gumbel noise; 0 is exact."}
-    )
-    noise_clamp: list[float] | None = field(
-        default_factory=lambda: [-1.5, 3.0],
-        metadata={"help": "Range of the Gumbel noise; null leaves it alone."},
-    )
-    alpha: float = field(default=1.0, metadata={"help": "Dirichlet concentration, > 0."})
-    sigma: float = field(default=0.05, metadata={"help": "Standard deviation of Gaussian noise."})
-    answer_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature after thinking, > 0."}
-    )
-    answer_top_k: int | None = field(default=None, metadata={"help": "Top-k after thinking."})
-    answer_top_p: float = field(default=1.0, metadata={"help": "Top-p after thinking."})
-    answer_min_p: float = field(default=0.0, metadata={"help": "Min-p after thinking."})
-    think_end: list[str] = field(
-        default_factory=lambda: ["</think>"],
-        metadata={"help": "Texts that end the thinking; the first is the one that is forced."},
-    )
-    max_think_tokens: int | None = field(
-        default=None, metadata={"help": "Thinking budget in steps; then the marker is forced."}
-    )
-    cold_stop_entropy: float | None = field(
-        default=None, metadata={"help": "End the thinking below this entropy (nats)."}
-    )
-    cold_stop_steps: int = field(
-        default=256, metadata={"help": "Consecutive steps below cold_stop_entropy."}
-    )
-    density: str | None = field(
-        default=None,
-        metadata={
-            "help": "Log-density to train: gumbel, concrete, argmax (policy gumbel); default: the "
-            "policy's own."
-        },
-    )
-    reduction: str = field(
-        default="masked_mean",
-        metadata={
-            "help": "masked_mean: the authors' code; sum: the density itself.",
-            "choices": ["masked_mean", "sum"],
-        },
-    )
-    engine: str = field(
-        default="transformers",
-        metadata={
-            "help": "What makes the rollouts: transformers, vllm (same process), vllm-server.",
-            "choices": ["transformers", "vllm", "vllm-server"],
-        },
-    )
-    rollout_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "dtype of the model copy that makes rollouts; model: no copy; auto: a copy "
-            "where an accelerator would cast float32 weights at every step.",
-            "choices": ["auto", "model", "float32", "bfloat16", "float16"],
-        },
-    )
-    rollout_batch_size: int = field(
-        default=128, metadata={"help": "Sequences decoded together in a rollout."}
-    )
-    rollout_batch_tokens: int | None = field(
-        default=None,
-        metadata={"help": "Most positions of the rollout's key-value cache; bounds its memory."},
-    )
-    train_batch_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most tokens of a pass through the policy or the reference, rollouts aside; a "
-            "batch with more is passed in parts."
-        },
-    )
-    # A text for the parser's sake, which takes a bool or text but not both.
-    gradient_checkpointing: str = field(  # type: ignore[assignment]
-        default="auto",
-        metadata={
-            "help": "true, false, or auto: with train_batch_tokens only for a sequence that is "
-            "longer, else true.",
-            "nargs": "?",
-            "const": "true",
-        },
+    # TRL's default, which means 0; runs have it in their config.yaml.
+    min_p: float | None = field(  # type: ignore[assignment]
+        default=None, metadata=ThinkingFields.__dataclass_fields__["min_p"].metadata
     )
     is_checkpointing_auto: bool = field(init=False, default=False)
-    share_prompts: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Train on common beginnings of prompts once, without padding (sdpa attention); "
-            "default: on a CPU, where the model allows it."
-        },
-    )
-    ddp_timeout: int = field(
-        default=PATIENCE_SECONDS,
-        metadata={"help": "Seconds that a process waits for the others in an exchange."},
-    )
-    old_logps: str = field(
-        default="trainer",
-        metadata={
-            "help": "Old log-densities of the ratio: the trainer's own (the authors), or rollout.",
-            "choices": ["trainer", "rollout"],
-        },
-    )
 
     def __post_init__(self) -> None:
         self.is_checkpointing_auto = self.gradient_checkpointing == "auto"
         self.gradient_checkpointing = _is_checkpointing(self.gradient_checkpointing)  # type: ignore[assignment]
         if self.num_generations is None:
             raise ValueError("num_generations: must have a value, of 2 or more")
-        check_bounds(self, _BOUNDS)
+        check_ranges(self, _OF_TRL | ranges(TrainingFields))
         super().__post_init__()
         for name, off, why in _UNSUPPORTED:
             if getattr(self, name) != off:
@@ -244,10 +121,6 @@ class SofTGRPOConfig(GRPOConfig):
             raise ValueError(f"num_train_epochs={self.num_train_epochs}: must be above 0")
         if not all(map(math.isfinite, self.reward_weights or ())):
             raise ValueError(f"reward_weights={self.reward_weights}: must be finite numbers")
-        for name in ("rollout_batch_tokens", "train_batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be >= 1, or null for no limit")
         if self.rollout_batch_tokens is not None and self.engine != "transformers":
             raise ValueError(
                 f"rollout_batch_tokens: engine={self.engine!r} has a cache of its own, sized by "
@@ -265,7 +138,7 @@ class SofTGRPOConfig(GRPOConfig):
             # transformers knows that, but not of LoRA.
             self.ddp_find_unused_parameters = False
         thinking = self.thinking
-        self.top_k, self.top_p = thinking.top_k, thinking.top_p
+        self.top_k, self.top_p = thinking.top_k, thinking.top_p  # type: ignore[misc]
         self.density = check_density(thinking.policy, self.density)  # type: ignore[arg-type]
         if self.density == "none":
             raise ValueError(
@@ -288,10 +161,7 @@ class SofTGRPOConfig(GRPOConfig):
     @property
     def thinking(self) -> ThinkingConfig:
         """The rollout's ThinkingConfig."""
-        values = {f.name: getattr(self, f.name) for f in fields(ThinkingConfig)}
-        if values["noise_clamp"] is not None:
-            values["noise_clamp"] = tuple(values["noise_clamp"])
-        return ThinkingConfig(**values)
+        return ThinkingConfig(**{f.name: getattr(self, f.name) for f in fields(ThinkingConfig)})
 
     def check_num_prompts(self, num_prompts: int) -> int:
         """How many rollouts an epoch has; prompts that fill none are left out.

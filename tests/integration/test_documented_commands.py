@@ -156,7 +156,7 @@ def check(words: list[str], model: str) -> None:
         with pytest.raises(SystemExit, match="^0$"):
             main(words)
         return
-    options, rest = _parser().parse_known_args(words)
+    options, rest = _parser(words).parse_known_args(words)
     if options.command == "train":
         here = rest + ["--use_cpu", "true", "--bf16", "false"] * ("--bf16" in rest)
         read_recipe(options.recipe, here)

@@ -23,9 +23,10 @@ _LEAVES = {
     "files",
     "checkpoints",
     "values",
+    "lazy",
 }
 MAY_IMPORT = {
-    "thinking": {"values"},
+    "thinking": {"values", "lazy"},
     "modeling": set(),
     "replay": {"thinking", "modeling"},
     "rollout": {"thinking", "modeling", "replay", "values"},
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "models": {"lab", "checkpoints", "files"},
     "files": set(),
     "values": set(),
+    "lazy": set(),
     "checkpoints": {"files"},
     "cli": _METHOD | _LEAVES | {"training", "evaluation"},
 }  # fmt: skip

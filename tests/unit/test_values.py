@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
-from softgrpo.values import check, check_bounds, check_fields, shown
+from softgrpo.values import (
+    above,
+    at_least,
+    between,
+    check,
+    check_fields,
+    check_ranges,
+    ranges,
+    shown,
+    without_none,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +73,53 @@ def test_a_dataclass_by_its_annotations():
         check_fields(_Pair(1, "x"))
 
 
-@pytest.mark.parametrize("value", [4, -1, math.nan, 10**400])
-def test_bounds(value):
-    check_bounds(_Pair(3), {"first": (3, 3), "second": (0, None)})
-    with pytest.raises(ValueError, match=r"first=.*: must be in \[0, 3\]"):
-        check_bounds(_Pair(value), {"first": (0, 3)})
+@dataclass
+class _Ranged:
+    first: Annotated[int, between(0, 3)]
+    second: Annotated[float | None, at_least(0, " or so")] = None
+    third: Annotated[int, above(0)] = 1
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, 10**400])
-def test_bounds_without_a_most_still_want_a_finite_number(value):
-    with pytest.raises(ValueError, match="second=.*: must be >= 0"):
-        check_bounds(_Pair(1, value), {"second": (0, None)})
+def test_a_range_in_an_annotation_is_held_to_and_said():
+    assert {name: wanted.words for name, wanted in ranges(_Ranged).items()} == {
+        "first": "in [0, 3]", "second": ">= 0 or so", "third": "> 0"
+    }  # fmt: skip
+    check_fields(_Ranged(3, 0.0))
+    with pytest.raises(ValueError, match=r"^first=4: must be in \[0, 3\]$"):
+        check_fields(_Ranged(4, 0.0))
+    with pytest.raises(ValueError, match=r"^second=-1: must be >= 0 or so$"):
+        check_fields(_Ranged(3, -1))
+
+
+def test_a_type_is_looked_at_before_a_range_or_not_at_all():
+    with pytest.raises(ValueError, match="first='4': must be a whole number"):
+        check_fields(_Ranged("4"))
+    check_fields(_Ranged(2.5), any_type=["first"])
+    with pytest.raises(ValueError, match="first=3.5: must be in"):
+        check_fields(_Ranged(3.5), any_type=["first"])
+
+
+@pytest.mark.parametrize(
+    "value", [-1, math.nan, math.inf, 10**400, np.float32(-1), torch.tensor([1.0, -1.0])]
+)
+@pytest.mark.parametrize("wanted", [at_least(0), above(-1), between(0, 3)], ids=lambda r: r.words)
+def test_what_is_outside_of_every_range(value, wanted):
+    with pytest.raises(ValueError, match="first=.*: must be "):
+        check_ranges(_Pair(value), {"first": wanted})
+
+
+@pytest.mark.parametrize("value", [1, 2.5, np.float32(1), torch.tensor([1, 3]), None])
+@pytest.mark.parametrize("wanted", [at_least(1), above(0.5), between(1, 3)], ids=lambda r: r.words)
+def test_what_is_inside(value, wanted):
+    check_ranges(_Pair(value), {"first": wanted})
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [(int | None, int), (int, int), (tuple[float, float] | None, tuple[float, float])],
+)
+def test_the_type_of_what_is_not_none(kind, plain):
+    assert without_none(kind) == plain
 
 
 def test_a_message_shows_the_beginning_of_a_value():

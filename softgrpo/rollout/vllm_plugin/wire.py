@@ -27,10 +27,12 @@ from torch import Tensor
 
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.thinking.config import ThinkingConfig
+from softgrpo.thinking.fields import MixerName, ThinkingFields
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import ThinkingEnd
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import SoftTrace
+from softgrpo.values import fits, type_hints, without_none
 
 PREFIX = "soft_"
 # How a record comes back: step by step as logprobs, or all at once when the sequence has ended.
@@ -267,23 +269,27 @@ def _range(value: Any) -> tuple[float, float]:
     return _number(value[0]), _number(value[1])
 
 
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "policy": _text,
-    "temperature": _number,
-    "top_k": _whole,
-    "top_p": _number,
-    "min_p": _number,
-    "tau": _number,
-    "prob_floor": _number,
-    "noise_clamp": _range,
-    "alpha": _number,
-    "sigma": _number,
-    "think_end": _texts,
-    "max_think_tokens": _whole,
-    "cold_stop_entropy": _number,
-    "cold_stop_steps": _whole,
-}
-_MAY_BE_OFF = {"top_k", "top_p", "noise_clamp", "max_think_tokens", "cold_stop_entropy"}
+def parsers(settings: type) -> dict[str, Callable[[Any], Any]]:
+    """How a setting is read, of each field of ThinkingFields that is the thinking's own.
+
+    The answer's are the request's own. Of a class like ThinkingFields, its.
+    """
+    by_kind: dict[Any, Callable[[Any], Any]] = {
+        MixerName: _text,
+        float: _number,
+        int: _whole,
+        tuple[float, float]: _range,
+        tuple[str, ...]: _texts,
+    }
+    return {
+        name: by_kind[without_none(kind)]
+        for name, kind in type_hints(settings).items()
+        if not name.startswith("answer_")
+    }
+
+
+_PARSERS = parsers(ThinkingFields)
+_MAY_BE_OFF = {name for name, kind in type_hints(ThinkingFields).items() if fits(None, kind)}
 _OTHER: dict[str, Callable[[Any], Any]] = {
     "seed": _key,
     "sequence": _key,
