@@ -18,7 +18,6 @@ from softgrpo.rewards.extraction import last_boxed
 from softgrpo.rewards.numbers import last_number, only_number, written
 
 _PROGRAM = Path(__file__).with_name("math_worker.py")
-_REPLACED_AFTER = 5000  # questions: sympy's caches are let go with the process
 _MAX_LENGTH = 4000  # characters: no gold answer is nearly as long
 
 _USUAL = [
@@ -40,7 +39,11 @@ class MathVerifier:
     """
 
     def __init__(
-        self, time_limit: float = 1.0, memory_limit: int = 2**30, num_workers: int = 2
+        self,
+        time_limit: float = 1.0,
+        memory_limit: int = 2**30,
+        num_workers: int = 2,
+        max_questions: int = 5000,
     ) -> None:
         """Starts nothing yet.
 
@@ -48,9 +51,10 @@ class MathVerifier:
             time_limit: Seconds of processor time for one verdict, at most.
             memory_limit: Bytes of address space of a worker, at most; on Linux only.
             num_workers: Questions that can be answered at the same time.
+            max_questions: Of a worker, which is then replaced: sympy's caches go with the process.
         """
         command = [sys.executable, "-P", str(_PROGRAM), str(time_limit), str(memory_limit)]
-        self._workers = [_Worker(command) for _ in range(num_workers)]
+        self._workers = [_Worker(command, max_questions) for _ in range(num_workers)]
         self._free: LifoQueue[_Worker] = LifoQueue()  # last in, first out: one caller, one process
         for worker in self._workers:
             self._free.put(worker)
@@ -79,14 +83,14 @@ class MathVerifier:
 class _Worker:
     """One process, or none yet."""
 
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
+    def __init__(self, command: list[str], max_questions: int) -> None:
+        self._command, self._max_questions = command, max_questions
         self._process: subprocess.Popen[str] | None = None
         self._num_asked = 0
 
     def ask(self, request: str) -> str:
         """The reply; empty where the process ended instead, which is then replaced."""
-        if self._process is None or self._num_asked >= _REPLACED_AFTER:
+        if self._process is None or self._num_asked >= self._max_questions:
             self.stop()
             self._process, self._num_asked = self._start(), 0
         self._num_asked += 1

@@ -18,8 +18,6 @@ Prompt = tuple[int, ...]
 
 # A beginning that all prompts share (few-shot examples) is worth a forward of its own from here.
 _MIN_SHARED = 16
-# Tokens prefilled at a time, which bounds the memory of their activations.
-_PREFILL_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,11 @@ class Prefill:
     Args:
         model: A causal LM.
         prompts: One a sequence; equal ones are computed once, and kept until the last has begun.
+        max_tokens: Computed at a time, which bounds the memory of their activations.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Prompt]) -> None:
-        self._model = model
+    def __init__(self, model: Any, prompts: Sequence[Prompt], max_tokens: int = 8192) -> None:
+        self._model, self._max_tokens = model, max_tokens
         self._device = model.get_input_embeddings().weight.device
         self._num_waiting = Counter(prompts)
         self._prefilled: dict[Prompt, Prefilled] = {}
@@ -67,7 +66,7 @@ class Prefill:
         """Each of these once, as many together as the memory of activations allows."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prefilled]
         while new:
-            count = max(1, _PREFILL_TOKENS // max(map(len, new)))
+            count = max(1, self._max_tokens // max(map(len, new)))
             self._compute_together(new[:count])
             new = new[count:]
 
@@ -94,7 +93,7 @@ class Prefill:
             mask[i, shared + longest - len(suffix) :] = 1
         ids, mask = ids.to(self._device), mask.to(self._device)
         positions = position_ids(mask)
-        size = max(1, _PREFILL_TOKENS // len(prompts))
+        size = max(1, self._max_tokens // len(prompts))
         for start in range(0, longest, size):
             part = ids[:, start : start + size]
             end = shared + start + part.shape[1]

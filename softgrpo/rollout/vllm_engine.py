@@ -23,8 +23,6 @@ from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
 
-_WEIGHTS_AT_A_TIME = 2**28  # bytes handed to the workers in one call
-
 
 class VLLMEngine:
     """RolloutEngine over vLLM, offline, in this process.
@@ -83,11 +81,14 @@ class VLLMEngine:
         self._source = source
         self._num_requests = 0
 
-    def sync(self) -> None:
+    def sync(self, max_bytes: int = 2**28) -> None:
         """Take over the source's weights; nothing to do where there is none.
 
         Where the source is sharded every process must call it: the shards are gathered, one
         part of the weights at a time.
+
+        Args:
+            max_bytes: Of the weights, gathered and handed to the workers at a time.
         """
         if self._source is None:
             return
@@ -96,7 +97,7 @@ class VLLMEngine:
         parameters = self._source.named_parameters()
         weights = ((name, whole(parameter.detach())) for name, parameter in parameters)
         self.llm.collective_rpc("begin_weights")
-        for part in in_parts(weights, _WEIGHTS_AT_A_TIME):
+        for part in in_parts(weights, max_bytes):
             # Several workers share no device, and what is sent is pickled.
             sent = [(name, weight.cpu()) for name, weight in part] if is_sent else part
             self.llm.collective_rpc("take_weights", args=(sent,))

@@ -7,15 +7,16 @@ import torch
 
 from softgrpo.replay import OutputHead
 from softgrpo.replay.tokens import token_logps, tokens_from_hidden
-from softgrpo.thinking import blocks
+from softgrpo.thinking.blocks import row_blocks
 from tests.helpers import VOCAB_SIZE, assert_same, gradients, tiny_model
 
 LABELS = torch.tensor([3, 0, 10, 7, 7, 1, 2])
 WEIGHTS = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def _logits(dtype=torch.float64):
-    values = torch.randn(7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def _logits(dtype=torch.float64, vocab_size=11):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(7, vocab_size, dtype=torch.float64, generator=generator)
     return (5 * values).to(dtype).requires_grad_()
 
 
@@ -25,22 +26,26 @@ def _plain(logits, temperature):
     return logps, -(log_probs.exp() * log_probs).sum(-1)
 
 
-@pytest.fixture(params=[2**18, 22, 1], ids=["one block", "two rows a block", "one row"])
-def _blocks(request, monkeypatch):
-    monkeypatch.setattr(blocks, "_CPU_BLOCK", request.param)
+# Blocks of all rows, of two, and of one.
+SIZES = pytest.mark.parametrize("vocab_size", [11, 100_000, 2**18 + 1])
 
 
-@pytest.mark.usefixtures("_blocks")
-def test_finite_differences():
-    assert torch.autograd.gradcheck(lambda x: token_logps(x, LABELS, 0.7), _logits())
+@SIZES
+def test_finite_differences(vocab_size):
+    logits = _logits(vocab_size=vocab_size)
+    assert len(list(row_blocks(logits))) == {11: 1, 100_000: 4, 2**18 + 1: 7}[vocab_size]
+    is_large = vocab_size > 11  # then along random directions alone
+    assert torch.autograd.gradcheck(
+        lambda x: token_logps(x, LABELS, 0.7), logits, fast_mode=is_large
+    )
 
 
-@pytest.mark.usefixtures("_blocks")
+@SIZES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weights", [WEIGHTS, WEIGHTS * torch.tensor([[1.0], [0.0]])],
                          ids=["both", "log-probabilities alone"])  # fmt: skip
-def test_it_is_the_log_softmax(dtype, weights):
-    logits = _logits(dtype)
+def test_it_is_the_log_softmax(dtype, weights, vocab_size):
+    logits = _logits(dtype, vocab_size)
     found, exact = token_logps(logits, LABELS, 0.7), logits.detach().double().requires_grad_()
     wanted = _plain(exact, 0.7)
     for a, b, weight in zip(found, wanted, weights, strict=True):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from softgrpo.rewards import math_verifier
 from softgrpo.rewards.math_verifier import MathVerifier, math_verify
 
 TOWER = r"\boxed{9^{9^{9^{9}}}}"
@@ -203,9 +202,8 @@ def test_one_caller_starts_one_worker() -> None:
     verifier.close()
 
 
-def test_a_worker_is_replaced_before_its_caches_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_verifier, "_REPLACED_AFTER", 2)
-    verifier = MathVerifier(num_workers=1)
+def test_a_worker_is_replaced_before_its_caches_grow() -> None:
+    verifier = MathVerifier(num_workers=1, max_questions=2)
     seen = []
     for _ in range(4):
         assert verifier.verify("1", "1") == 1.0

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from softgrpo.rollout import prepacked as module
 from softgrpo.rollout.prepacked import prepacked
-from tests.helpers import roll_out, thinking, tiny_model
+from tests.helpers import PROMPTS, roll_out, thinking, tiny_model
 
 MANY, FEW = 10_000, 1
 
@@ -74,11 +73,19 @@ def test_few_tokens_and_autocast_leave_the_layers_alone():
 
 
 @pytest.mark.parametrize("model", ["tied", "untied"])
-def test_rollouts_are_the_same(model, monkeypatch):
-    found = {}
-    for worth in (0, 10**9):
-        monkeypatch.setattr(module, "_WORTH_TOKENS", worth)
-        found[worth] = roll_out(tiny_model(model), thinking("gumbel"))
-    for packed, plain in zip(found[0], found[10**9], strict=True):
+def test_rollouts_are_the_same(model):
+    """Of many sequences, for which the weights are laid out, and of the first few of them."""
+    model, is_packed = tiny_model(model), []
+
+    def note(*_):
+        is_packed.append("forward" in model.get_output_embeddings().__dict__)
+
+    many, few = (
+        roll_out(model, thinking("gumbel"), prompts=PROMPTS[:1], num_generations=count,
+                 max_new_tokens=12, on_finished=note)
+        for count in (50, 8)
+    )  # fmt: skip
+    assert is_packed == [True] * 50 + [False] * 8
+    for packed, plain in zip(many[:8], few, strict=True):
         assert packed.token_ids == plain.token_ids
         torch.testing.assert_close(packed.trace.scores, plain.trace.scores, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.rollout import TransformersEngine, prefill
+from softgrpo.rollout import TransformersEngine
 from softgrpo.rollout.cache import SlotLayer
 from softgrpo.thinking import Objective
 from tests.helpers import (
@@ -85,13 +85,6 @@ def test_every_prompt_is_prefilled_once_whatever_the_batch():
     forwards = _count_forwards(model)
     _generate(model, "mixed", generations=4, max_batch_size=3, **NO_END)
     assert sum(rows for rows, length in forwards if length > 1) <= len(WORKLOADS["mixed"])
-
-
-@pytest.mark.parametrize("name", WORKLOADS)
-def test_a_prefill_in_parts_is_the_same(name, monkeypatch):
-    whole = _generate(tiny_model(), name)
-    monkeypatch.setattr(prefill, "_PREFILL_TOKENS", 7)
-    assert _facts(_generate(tiny_model(), name)) == _facts(whole)
 
 
 def test_the_same_call_gives_the_same_bits():

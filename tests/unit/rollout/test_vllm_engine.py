@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from softgrpo.rollout import vllm_engine
 from softgrpo.rollout.vllm_engine import VLLMEngine, in_parts
 
 
@@ -29,12 +28,11 @@ class Workers:
 
 
 @pytest.mark.parametrize("backend", ["uni", "mp"])
-def test_weights_are_sent_as_what_can_be_pickled_a_part_at_a_time(backend, monkeypatch):
-    monkeypatch.setattr(vllm_engine, "_WEIGHTS_AT_A_TIME", 1000)
+def test_weights_are_sent_as_what_can_be_pickled_a_part_at_a_time(backend):
     engine = object.__new__(VLLMEngine)
     engine._source = nn.Sequential(*(nn.Linear(5, 9) for _ in range(12)))
     engine.llm = Workers(backend)
-    engine.sync()
+    engine.sync(max_bytes=1000)
     methods = [call[0] for call in engine.llm.calls]
     assert methods[0] == "begin_weights" and methods[-2:] == ["end_weights", "reset_prefix_cache"]
     parts = [call[1] for call in engine.llm.calls[1:-2]]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from softgrpo.thinking import ThinkingConfig, blocks, draw_step
+from softgrpo.thinking import ThinkingConfig, draw_step
+from softgrpo.thinking.blocks import row_blocks
 
 LOGITS = torch.randn(8, 20, generator=torch.Generator().manual_seed(4))
 
@@ -53,16 +54,17 @@ def test_settings_by_row_are_the_rows_settings():
         torch.testing.assert_close(together.weights[row], alone.weights)
 
 
-def test_settings_by_row_are_the_rows_settings_in_every_block_of_rows(monkeypatch):
-    monkeypatch.setattr(blocks, "_CPU_BLOCK", 3 * LOGITS.shape[1])
+def test_settings_by_row_are_the_rows_settings_in_every_block_of_rows():
+    logits = torch.randn(8, 80_000, generator=torch.Generator().manual_seed(0))
+    assert len(list(row_blocks(logits))) == 3
     rows = {"temperature": torch.linspace(0.5, 2, 8), "min_p": torch.linspace(0, 0.3, 8)}
     config = ThinkingConfig(policy="discrete", top_p=1.0, **rows)
-    together = draw_step(LOGITS, config, noise=_noise(1))
+    together = draw_step(logits, config, noise=_noise(1))
     for i in range(8):
         row = slice(i, i + 1)
         settings = {name: values[i].item() for name, values in rows.items()}
         config = ThinkingConfig(policy="discrete", top_p=1.0, **settings)
-        alone = draw_step(LOGITS[row], config, noise=_noise(1)[row])
+        alone = draw_step(logits[row], config, noise=_noise(1)[row])
         assert torch.equal(together.ids[row], alone.ids)
         torch.testing.assert_close(together.entropy[row], alone.entropy)
 
