@@ -48,15 +48,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from softgrpo.lab.chains import THINK_END
 from softgrpo.lab.tokenizer import make_tokenizer
+from softgrpo.rollout import Request
 from softgrpo.rollout import batch as rollout_batch
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.packed import PackedRecord
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 from softgrpo.rollout.vllm_plugin.wire import (
-    ThinkingRequest,
     decode_response,
     encode_request,
+    num_logprobs,
 )
 from softgrpo.thinking import Objective, ThinkingConfig, transfer
 from softgrpo.thinking import advance as advancing
@@ -66,7 +67,7 @@ from softgrpo.thinking.phases import Markers
 # Nothing ends it: every sequence thinks at all of its steps.
 CONFIG = ThinkingConfig(think_end=())
 OBJECTIVE = Objective(CONFIG, "gumbel")
-PROMPT = [4, 5, 6, 7]
+PROMPT = (4, 5, 6, 7)
 VOCABULARY = 64
 
 Clock = Callable[[], float]
@@ -89,6 +90,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.sections:
         print(sections[name](arguments.sequences, arguments.steps, arguments.rounds), flush=True)
+
+
+def _asked(steps: int, index: int) -> Request:
+    """The sequences that every section decodes."""
+    return Request(PROMPT, CONFIG, steps, OBJECTIVE, index=index)
 
 
 def table(title: str, columns: list[str], rows: dict[str, list[str]]) -> str:
@@ -201,10 +207,10 @@ def _batch(count: int, steps: int, device: torch.device) -> DecodingBatch:
     tokenizer = make_tokenizer(512)
     config = replace(CONFIG, think_end=(THINK_END,))  # looked for at every step, never found
     model = _NoModel(count, tokenizer.convert_tokens_to_ids(THINK_END)).to(device)
+    requests = [_asked(steps, index).under(config) for index in range(count)]
     return DecodingBatch(
-        model, [PROMPT] * count, config, markers=Markers(config.think_end, tokenizer),
-        eos_token_ids={VOCABULARY}, limits=[steps] * count, slots=count,
-        capacity=len(PROMPT) + steps, seed=0, objective=OBJECTIVE,
+        model, requests, markers=Markers(config.think_end, tokenizer),
+        eos_token_ids={VOCABULARY}, slots=count, capacity=len(PROMPT) + steps,
     )  # fmt: skip
 
 
@@ -268,7 +274,7 @@ class _Run:
         self._thoughts = Thoughts(tokenizer, vocabulary)
         self._names = [str(index) for index in range(count)]
         for index, name in enumerate(self._names):
-            request = ThinkingRequest(config, seed=0, sequence=index, objective=OBJECTIVE)
+            request = _asked(1, index).under(config)
             self._thoughts.start(name, _parameters(request), len(PROMPT))
         self._records = [PackedRecord(request) for _ in self._names]
         self._logits = torch.randn(count, vocabulary)
@@ -294,7 +300,7 @@ class _Run:
             record.append(ids, values)
 
 
-def _parameters(request: ThinkingRequest) -> Any:
+def _parameters(request: Request) -> Any:
     """A request as the worker gets it, without vLLM's SamplingParams."""
     sent, answer = encode_request(request)
     penalties = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
@@ -342,14 +348,13 @@ def _http(
 
 
 def _packed(server: Server, steps: int, index: int) -> None:
-    request = ThinkingRequest(CONFIG, seed=0, sequence=index, objective=OBJECTIVE)
-    record, _ = server.complete(PROMPT, request, steps, ignore_eos=True)
+    record, _ = server.complete(_asked(steps, index), ignore_eos=True)
     assert record.trace.num_steps == steps
 
 
 def _logprobs(server: Server, steps: int, index: int) -> None:
-    request = ThinkingRequest(CONFIG, seed=0, sequence=index, objective=OBJECTIVE)
-    more = {"logprobs": request.num_logprobs, "return_tokens_as_token_ids": True}
+    request = _asked(steps, index)
+    more = {"logprobs": num_logprobs(request), "return_tokens_as_token_ids": True}
     choice = _complete(server, steps, index, **more)["choices"][0]
     record = decode_response(choice["logprobs"]["top_logprobs"], request)
     assert record.trace.num_steps == steps
@@ -357,11 +362,10 @@ def _logprobs(server: Server, steps: int, index: int) -> None:
 
 def _complete(server: Server, steps: int, index: int, **more: Any) -> dict[str, Any]:
     """A completion whose thinking is drawn alike, whatever comes back of it."""
-    request = ThinkingRequest(CONFIG, seed=0, sequence=index, objective=OBJECTIVE)
-    sent, answer = encode_request(request)
+    sent, own = encode_request(_asked(steps, index))
     body = {
-        "model": server.model, "prompt": PROMPT, "max_tokens": steps, "ignore_eos": True,
-        "vllm_xargs": sent, **answer, **more,
+        "model": server.model, "prompt": PROMPT, "ignore_eos": True, "vllm_xargs": sent,
+        **own, **more,
     }  # fmt: skip
     asked = urllib.request.Request(
         f"{server.url}/v1/completions",

@@ -112,6 +112,7 @@ def _answer(run: Any, end: Connection) -> None:
 
 def _soft(model: str, options: dict[str, Any]) -> Any:
     from softgrpo import ThinkingConfig, VLLMEngine
+    from softgrpo.rollout import Request
 
     engine = VLLMEngine(model, eos_token_ids=(), **options)
     thinks = ThinkingConfig(think_end=())
@@ -121,7 +122,14 @@ def _soft(model: str, options: dict[str, Any]) -> Any:
         prompts = [engine.tokenizer.encode(text) for text in texts]
         half = case.startswith("half")
         configs = [answers if half and i % 2 else thinks for i in range(len(prompts))]
-        engine.generate_each(prompts, configs, max_new_tokens=steps)
+        limits = [steps] * len(prompts) if isinstance(steps, int) else steps
+        requests = [
+            Request(tuple(prompt), config, limit, index=index)
+            for index, (prompt, config, limit) in enumerate(
+                zip(prompts, configs, limits, strict=True)
+            )
+        ]
+        engine.run(requests, lambda *_: None)
         engine.llm.reset_prefix_cache()
 
     return run

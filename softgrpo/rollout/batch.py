@@ -26,14 +26,13 @@ from softgrpo.modeling.inputs import mix
 from softgrpo.replay.logps import replay_logits
 from softgrpo.rollout.cache import SlotCache
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
-from softgrpo.rollout.prefill import Prefill, Prompt, forward
+from softgrpo.rollout.prefill import Prefill, forward
 from softgrpo.rollout.prepacked import prepacked
 from softgrpo.rollout.recorder import Recorder
+from softgrpo.rollout.request import Request
 from softgrpo.thinking.advance import StepRecord, decide, decisions, draw, order_of, settle
-from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.mixers import MIXERS
 from softgrpo.thinking.noise import NoiseTable
-from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import Steps
@@ -69,58 +68,48 @@ class _Rows:
 class DecodingBatch:
     """Sequences decoded together, from the first prefill to the last token.
 
-    A sequence that runs has a number, by which phases, noise and recorder know it.
+    A sequence has a place among the requests. While it runs it has a row, which may change when
+    another one ends, and a number, which does not: phases, noise and recorder know it by that.
 
     Args:
         model: A causal LM.
-        prompts: Token ids, one list a sequence.
-        config: How to think and how to answer.
+        requests: What is asked for; all of one config and one objective.
         markers: The config's end markers under the model's tokenizer.
         eos_token_ids: Tokens that end a sequence.
-        limits: Most generated steps of each sequence.
         slots: Sequences that run at a time.
         capacity: Columns of the key-value cache; see ``SlotCache``.
-        seed: Seed of the rollout.
-        first_sequence: Index of the first sequence in it.
-        objective: The log-density to record with each step, or None.
     """
 
     def __init__(
         self,
         model: Any,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
+        requests: Sequence[Request],
         *,
         markers: Markers,
         eos_token_ids: set[int],
-        limits: Sequence[int],
         slots: int,
         capacity: int,
-        seed: int,
-        first_sequence: int = 0,
-        objective: Objective | None = None,
     ) -> None:
-        self.model, self.config, self.objective = model, config, objective
-        self.prompts: list[Prompt] = [tuple(prompt) for prompt in prompts]
-        self.seed, self.first_sequence = seed, first_sequence
+        self.model, self.requests = model, requests
+        self.config, self.objective = config, objective = requests[0].config, requests[0].objective
         self.embedding = model.get_input_embeddings()
         self.device = self.embedding.weight.device
         self.cache = SlotCache(model.config, slots, capacity)
-        self._prefill = Prefill(model, self.prompts)
+        self._prefill = Prefill(model, [request.prompt for request in requests])
 
         self._slots, self._min_free = slots, max(1, int(_REFILL_SHARE * slots))
-        self._waiting = deque(sorted(range(len(prompts)), key=lambda i: -limits[i]))
+        limits = [request.limit for request in requests]
+        self._waiting = deque(sorted(range(len(requests)), key=lambda place: -limits[place]))
         self._running = nobody = np.zeros(0, dtype=np.int64)  # numbers, in the cache's order
         nothing = torch.from_numpy(nobody).to(self.device)
         self._rows = _Rows([], nobody > 0, None, nothing, nothing, False, (nothing, nothing))
-        self._index = np.zeros(slots, dtype=np.int64)  # by number, its place in the result
+        self._places = [0] * slots  # by number
         self._last = np.zeros(slots, dtype=np.int64)  # by number, the batch's step at its limit
-        self._limits = limits
         # By token, whether it ends a sequence. The last place stands for all behind it.
         self._is_stop = np.zeros(max(eos_token_ids, default=0) + 2, dtype=bool)
         self._is_stop[list(eos_token_ids)] = True
 
-        num_columns = 1 if config.policy == "discrete" else int(config.top_k or 1)
+        num_columns = config.num_columns
         hidden_size = self.embedding.weight.shape[1]
         self._has_noise = config.policy == "embedding_gaussian"
         self._late = int(objective is not None) + self._has_noise * hidden_size
@@ -145,7 +134,8 @@ class DecodingBatch:
         was_training = self.model.training
         self.model.eval()
         try:
-            with grouped_attention(self.model), prepacked(self.model, sum(self._limits)):
+            num_steps = sum(request.limit for request in self.requests)
+            with grouped_attention(self.model), prepacked(self.model, num_steps):
                 yield from self._decode(decode, on_finished or (lambda *_: None))
         finally:
             self.model.train(was_training)
@@ -160,10 +150,10 @@ class DecodingBatch:
             yield record
             numbers, reasons = self._running, self._finish_reasons(record)
             logits, late = self._next(logits, step, record, list(reasons))
-            for place, (row, reason) in enumerate(reasons.items()):
-                number = int(numbers[row])
-                values = None if late is None else late[place]
-                on_finished(int(self._index[number]), self._rollout(number, reason, values, decode))
+            for i, (row, reason) in enumerate(reasons.items()):
+                number, values = int(numbers[row]), None if late is None else late[i]
+                rollout = self._rollout(number, reason, values, decode)
+                on_finished(self._places[number], rollout)
                 self._phases.end(number)
             logits = self._admit(logits)
 
@@ -172,8 +162,8 @@ class DecodingBatch:
         num_free = self._slots - len(self._running)
         if running is not None and num_free < self._min_free or not self._waiting:
             return running
-        indices = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
-        prompts = Counter(self.prompts[index] for index in indices)  # in order of appearance
+        places = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
+        prompts = Counter(self.requests[place].prompt for place in places)  # in order of appearance
         self._prefill.compute(prompts)
         logits = [] if running is None else [running]
         new = []
@@ -182,20 +172,20 @@ class DecodingBatch:
             prefilled = self._prefill.take(prompt, prompts[prompt])
             self.cache.append(prefilled.states, prompts[prompt])
             logits.append(prefilled.logits.expand(prompts[prompt], -1))
-            new += [self._begin(index) for index in indices if self.prompts[index] == prompt]
+            new += [self._begin(i) for i in places if self.requests[i].prompt == prompt]
         numbers = np.array(new)
         self._running = np.concatenate([self._running, numbers])
         self._send({"noise": self._noise.draw(numbers)})
         # A copy of the logits for nothing would cost a CPU as much as a tenth of the step.
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _begin(self, index: int) -> int:
-        """The number of the sequence at a place of the result."""
-        number = self._phases.begin()
-        self._noise.begin(number, self.seed, self.first_sequence + index)
+    def _begin(self, place: int) -> int:
+        """The number of the sequence at a place, which runs from now on."""
+        request, number = self.requests[place], self._phases.begin()
+        self._noise.begin(number, request.seed, request.index)
         self._recorder.begin(number)
-        self._index[number] = index
-        self._last[number] = self._recorder.num_steps + self._limits[index]
+        self._places[number] = place
+        self._last[number] = self._recorder.num_steps + request.limit
         return number
 
     def _send(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -318,15 +308,11 @@ class DecodingBatch:
                 logps = late[:, 0].tolist()
             if self._has_noise:
                 noise = late[:, int(self.objective is not None) :]
-        source = {
-            "engine": "transformers",
-            "seed": self.seed,
-            "first_sequence": self.first_sequence,
-        }
-        trace = self._recorder.trace(number, self.config, noise, source)
+        request = self.requests[self._places[number]]
+        trace = self._recorder.trace(number, self.config, noise, request.source("transformers"))
         tokens = trace.tokens[0]
         return Rollout(
-            prompt_ids=list(self.prompts[self._index[number]]),
+            prompt_ids=list(request.prompt),
             token_ids=tokens,
             text=decode(tokens, skip_special_tokens=True),
             trace=trace,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from softgrpo.rollout.request import Request
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import ThinkingEnd
@@ -41,8 +43,32 @@ class Rollout:
     thinking_ended_by: ThinkingEnd | None
 
 
-class RolloutEngine(Protocol):
-    """Prompts in, rollouts out."""
+class RolloutEngine(ABC):
+    """Requests in, rollouts out."""
+
+    @abstractmethod
+    def run(
+        self, requests: Sequence[Request], on_finished: Callable[[int, Rollout], object]
+    ) -> None:
+        """Generate the sequences that are asked for, each under settings of its own.
+
+        Args:
+            requests: Equal prompts share one prefill; equal settings are drawn together.
+            on_finished: Called with each one's place in ``requests`` and its rollout as soon as it
+                has ended, in whatever order they end.
+
+        Raises:
+            ValueError: A prompt is empty or longer than the context leaves room for, or the engine
+                cannot do what is asked for; names it.
+            NonFiniteLogitsError: Names the step at which the logits were not finite.
+        """
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Take over the weights of the model in training; nothing to do where they are its own.
+
+        Where that model is sharded every process must call it: the shards are gathered.
+        """
 
     def generate(
         self,
@@ -56,7 +82,7 @@ class RolloutEngine(Protocol):
         objective: Objective | None = None,
         on_finished: Callable[[int, Rollout], object] | None = None,
     ) -> list[Rollout]:
-        """Sample ``num_generations`` sequences of every prompt.
+        """Sample ``num_generations`` sequences of every prompt, all under the same settings.
 
         Args:
             prompts: Token ids. Equal prompts share one prefill.
@@ -67,48 +93,60 @@ class RolloutEngine(Protocol):
             seed: With a sequence's index it decides its noise, whatever else is in the batch.
             first_sequence: Index of the first sequence, where a larger rollout is made in parts.
             objective: The log-density to report with each step; None reports none.
-            on_finished: Called with each sequence's place in the result and its rollout as soon as
-                it has ended, in whatever order they end.
+            on_finished: As in ``run``; the places are those of the result.
 
         Returns:
             len(prompts) * num_generations rollouts, the samples of a prompt side by side.
 
         Raises:
-            ValueError: A prompt is empty or longer than the context leaves room for.
-            NonFiniteLogitsError: Names the step at which the logits were not finite.
+            ValueError, NonFiniteLogitsError: As in ``run``; not as many limits as prompts.
         """
-        ...
+        limits = max_new_tokens
+        if isinstance(limits, int):
+            limits = [limits] * len(prompts)
+        if len(limits) != len(prompts):
+            raise ValueError(f"max_new_tokens has {len(limits)} limits for {len(prompts)} prompts")
+        samples = [
+            sample
+            for sample in zip(map(tuple, prompts), limits, strict=True)
+            for _ in range(num_generations)
+        ]
+        requests = [
+            Request(prompt, config, limit, objective, seed, index)
+            for index, (prompt, limit) in enumerate(samples, start=first_sequence)
+        ]
+        rollouts: dict[int, Rollout] = {}
+
+        def keep(place: int, rollout: Rollout) -> None:
+            rollouts[place] = rollout
+            if on_finished is not None:
+                on_finished(place, rollout)
+
+        self.run(requests, keep)
+        return [rollouts[place] for place in range(len(requests))]
 
 
-def check_prompts(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], context: int | None
-) -> list[int]:
-    """Refuse what no engine can generate; the limit of each prompt.
+def check_requests(requests: Iterable[Request], context: int | None) -> None:
+    """Refuse what no engine can generate.
 
     Args:
-        prompts: Token ids.
-        max_new_tokens: Limit of generated steps, one or one of each prompt.
+        requests: What is asked for.
         context: Longest sequence of the model in tokens, None where it names none.
 
     Raises:
         ValueError: Names what is wrong, with the numbers.
     """
-    if isinstance(max_new_tokens, int):
-        max_new_tokens = [max_new_tokens] * len(prompts)
-    limits = list(max_new_tokens)
-    if len(limits) != len(prompts):
-        raise ValueError(f"max_new_tokens has {len(limits)} limits for {len(prompts)} prompts")
-    for prompt, limit in zip(prompts, limits, strict=True):
+    for request in requests:
+        length, limit = len(request.prompt), request.limit
         if limit < 1:
             raise ValueError(f"max_new_tokens={limit}: must be >= 1")
-        if not prompt:
+        if not length:
             raise ValueError("a prompt has no tokens")
-        if context is not None and len(prompt) + limit > context:
+        if context is not None and length + limit > context:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_new_tokens={limit} exceed "
+                f"a prompt of {length} tokens and max_new_tokens={limit} exceed "
                 f"the model's context of {context}: shorten one of them"
             )
-    return limits
 
 
 def find_eos_token_ids(declared: int | Sequence[int] | None, tokenizer: Any) -> set[int]:

@@ -19,7 +19,13 @@ from torch import nn
 from softgrpo.replay.head import check_model, whole
 from softgrpo.rollout.batch import DecodingBatch
 from softgrpo.rollout.cache import affordable_tokens, cache_size
-from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
+from softgrpo.rollout.engine import (
+    Rollout,
+    RolloutEngine,
+    check_requests,
+    find_eos_token_ids,
+)
+from softgrpo.rollout.request import Request
 from softgrpo.thinking.advance import StepRecord
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.mixers import MIXERS
@@ -46,7 +52,7 @@ class StreamedStep:
     is_forced: bool
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """RolloutEngine over a transformers model in this process.
 
     On a CPU a second copy of the weights is held while it generates (see rollout.prepacked).
@@ -115,53 +121,35 @@ class TransformersEngine:
                 value.copy_(whole(source[name]))
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
-        *,
-        max_new_tokens: int | Sequence[int],
-        num_generations: int = 1,
-        seed: int = 0,
-        first_sequence: int = 0,
-        objective: Objective | None = None,
-        on_finished: Callable[[int, Rollout], object] | None = None,
-    ) -> list[Rollout]:
-        """See RolloutEngine.generate.
+    def run(
+        self, requests: Sequence[Request], on_finished: Callable[[int, Rollout], object]
+    ) -> None:
+        """See RolloutEngine.run. Those of different settings run one group after the other.
 
         Raises:
             ValueError: Also where one sequence alone needs more than max_batch_tokens.
         """
-        limits = self._check(prompts, config, max_new_tokens)
-        rollouts: dict[int, Rollout] = {}
+        self._check(requests)
+        groups: dict[tuple[ThinkingConfig, Objective | None], list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault((request.config, request.objective), []).append(place)
+        for places in groups.values():
+            batch = self._batch([requests[place] for place in places])
 
-        def keep(index: int, rollout: Rollout) -> None:
-            rollouts[index] = rollout
-            if on_finished is not None:
-                on_finished(index, rollout)
+            def finished(index: int, rollout: Rollout, places: list[int] = places) -> None:
+                on_finished(places[index], rollout)
 
-        if not prompts:
-            return []
-        batch = self._batch(
-            [prompt for prompt in prompts for _ in range(num_generations)],
-            config,
-            [limit for limit in limits for _ in range(num_generations)],
-            seed=seed,
-            first_sequence=first_sequence,
-            objective=objective,
-        )
-        for _ in batch.run(self.tokenizer.decode, keep):
-            pass
-        return [rollouts[index] for index in range(len(rollouts))]
+            for _ in batch.run(self.tokenizer.decode, finished):
+                pass
 
     @torch.no_grad()
     def stream(
         self, prompt: Sequence[int], config: ThinkingConfig, *, max_new_tokens: int, seed: int = 0
     ) -> Iterator[StreamedStep]:
         """Generate one sequence and yield each step as soon as it is drawn."""
-        limits = self._check([prompt], config, max_new_tokens)
-        batch = self._batch([prompt], config, limits, seed=seed)
-        for record in batch.run(self.tokenizer.decode):
+        requests = [Request(tuple(prompt), config, max_new_tokens, seed=seed)]
+        self._check(requests)
+        for record in self._batch(requests).run(self.tokenizer.decode):
             yield _streamed(record, config)
 
     def markers(self, config: ThinkingConfig) -> Markers:
@@ -170,37 +158,26 @@ class TransformersEngine:
             self._markers[config.think_end] = Markers(config.think_end, self.tokenizer)
         return self._markers[config.think_end]
 
-    def _check(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
-        max_new_tokens: int | Sequence[int],
-    ) -> list[int]:
-        config.check_vocabulary(self.model.get_output_embeddings().weight.shape[0])
-        return check_prompts(prompts, max_new_tokens, self.context_length)
+    def _check(self, requests: Sequence[Request]) -> None:
+        vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        for config in dict.fromkeys(request.config for request in requests):
+            config.check_vocabulary(vocab_size)
+            self.markers(config)  # refuses what the tokenizer cannot produce
+        check_requests(requests, self.context_length)
 
-    def _batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
-        limits: Sequence[int],
-        **options: Any,
-    ) -> DecodingBatch:
-        lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+    def _batch(self, requests: Sequence[Request]) -> DecodingBatch:
+        lengths = [len(request.prompt) + request.limit for request in requests]
         max_tokens = self.max_batch_tokens
         if max_tokens is None and (fitting := affordable_tokens(self.model)) is not None:
             max_tokens = max(fitting, *lengths)
         slots, capacity = cache_size(lengths, self.max_batch_size, max_tokens)
         return DecodingBatch(
             self.model,
-            prompts,
-            config,
-            markers=self.markers(config),
+            requests,
+            markers=self.markers(requests[0].config),
             eos_token_ids=self.eos_token_ids,
-            limits=limits,
             slots=slots,
             capacity=capacity,
-            **options,
         )
 
 

@@ -7,18 +7,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
 from softgrpo.rollout.engine import FinishReason
+from softgrpo.rollout.request import Request
 from softgrpo.rollout.transformers_engine import StreamedStep
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.wire import (
     Record,
-    ThinkingRequest,
+    RecordKind,
     decode_response,
     encode_request,
+    num_logprobs,
 )
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.mixers import MIXERS
@@ -46,23 +47,18 @@ class Server:
             self.model: str = _mapping(response.read())["data"][0]["id"]
             check("id", self.model, str)
 
-    def complete(
-        self, prompt: Sequence[int], request: ThinkingRequest, max_new_tokens: int, **more: Any
-    ) -> tuple[Record, FinishReason]:
+    def complete(self, request: Request, **more: Any) -> tuple[Record, FinishReason]:
         """One completion, whose record comes packed, and how it ended.
 
         Args:
-            prompt: Its token ids.
             request: What is asked for.
-            max_new_tokens: Longest completion.
-            more: More fields of the request.
+            more: More fields of what is sent.
 
         Raises:
             ValueError: The server refused the request, ended it before its time, or answered what
             softgrpo serve does not; says why.
         """
-        request = replace(request, record="packed")
-        body = self._body(prompt, request, max_new_tokens) | more
+        body = self._body(request, "packed") | more
         with self._reading():
             with self._open("/v1/completions", body) as response:
                 answer = _mapping(response.read())
@@ -80,10 +76,10 @@ class Server:
             ValueError: The server refused the request, failed, or answered what softgrpo serve does
             not; says why.
         """
-        request = ThinkingRequest(config, seed=seed)
-        body = self._body(prompt, request, max_new_tokens) | {
+        request = Request(tuple(prompt), config, max_new_tokens, seed=seed)
+        body = self._body(request, "logprobs") | {
             "stream": True,
-            "logprobs": request.num_logprobs,
+            "logprobs": num_logprobs(request),
             "return_tokens_as_token_ids": True,
         }
         num_steps = 0
@@ -102,17 +98,9 @@ class Server:
         with self._open(path, body) as response:
             response.read()
 
-    def _body(
-        self, prompt: Sequence[int], request: ThinkingRequest, max_new_tokens: int
-    ) -> dict[str, Any]:
-        sent, answer = encode_request(request)
-        return {
-            "model": self.model,
-            "prompt": list(prompt),
-            "max_tokens": max_new_tokens,
-            "vllm_xargs": sent,
-            **answer,
-        }
+    def _body(self, request: Request, record: RecordKind) -> dict[str, Any]:
+        sent, own = encode_request(request, record)
+        return {"model": self.model, "prompt": request.prompt, "vllm_xargs": sent, **own}
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -152,7 +140,7 @@ def _mapping(text: bytes) -> dict[str, Any]:
     return value
 
 
-def _steps(event: dict[str, Any], request: ThinkingRequest) -> Iterator[StreamedStep]:
+def _steps(event: dict[str, Any], request: Request) -> Iterator[StreamedStep]:
     if "error" in event:
         error = event["error"]
         said = error.get("message", error) if isinstance(error, dict) else error

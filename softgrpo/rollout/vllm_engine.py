@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 
 from softgrpo.modeling.parameters import whole
-from softgrpo.rollout.engine import Rollout, check_prompts, find_eos_token_ids
+from softgrpo.rollout.engine import (
+    Rollout,
+    RolloutEngine,
+    check_requests,
+    find_eos_token_ids,
+)
+from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_request
-from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.objective import Objective
+from softgrpo.rollout.vllm_plugin.wire import encode_request
 from softgrpo.thinking.phases import Markers
 
 
-class VLLMEngine:
+class VLLMEngine(RolloutEngine):
     """RolloutEngine over vLLM, offline, in this process.
 
     Args:
@@ -108,89 +112,40 @@ class VLLMEngine:
         """Stop the engine and free its memory; it generates no more."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
-        *,
-        max_new_tokens: int | Sequence[int],
-        num_generations: int = 1,
-        seed: int = 0,
-        first_sequence: int = 0,
-        objective: Objective | None = None,
-        on_finished: Callable[[int, Rollout], object] | None = None,
-    ) -> list[Rollout]:
-        """See RolloutEngine.generate."""
-        requests = [list(prompt) for prompt in prompts for _ in range(num_generations)]
-        if not isinstance(max_new_tokens, int):
-            max_new_tokens = [limit for limit in max_new_tokens for _ in range(num_generations)]
-        return self.generate_each(
-            requests,
-            [config] * len(requests),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            first_sequence=first_sequence,
-            objectives=None if objective is None else [objective] * len(requests),
-            on_finished=on_finished,
-        )
-
     @torch.no_grad()
-    def generate_each(
-        self,
-        prompts: Sequence[Sequence[int]],
-        configs: Sequence[ThinkingConfig],
-        *,
-        max_new_tokens: int | Sequence[int],
-        seed: int = 0,
-        first_sequence: int = 0,
-        objectives: Sequence[Objective | None] | None = None,
-        on_finished: Callable[[int, Rollout], object] | None = None,
-    ) -> list[Rollout]:
-        """One sequence of each prompt, each with a config, and perhaps an objective, of its own.
-
-        The rest is as in RolloutEngine.generate.
-        """
-        limits = check_prompts(prompts, max_new_tokens, self.max_model_len)
-        for config in {id(config): config for config in configs}.values():
+    def run(
+        self, requests: Sequence[Request], on_finished: Callable[[int, Rollout], object]
+    ) -> None:
+        """See RolloutEngine.run."""
+        check_requests(requests, self.max_model_len)
+        for config in dict.fromkeys(request.config for request in requests):
             config.check_vocabulary(self.vocab_size)
             Markers(config.think_end, self.tokenizer)  # refuses what it cannot produce
-        objectives = [None] * len(prompts) if objectives is None else objectives
-        requests = [
-            ThinkingRequest(config, seed, first_sequence + index, objective, record="packed")
-            for index, (config, objective) in enumerate(zip(configs, objectives, strict=True))
-        ]
-        parameters = [
-            self._parameters(request, limit)
-            for request, limit in zip(requests, limits, strict=True)
-        ]
+        parameters = [self._parameters(request) for request in requests]
         engine: Any = self.llm.llm_engine
         running: dict[str, int] = {}
-        rollouts: dict[int, Rollout] = {}
         try:
-            for index, prompt in enumerate(prompts):
+            for place, request in enumerate(requests):
                 self._num_requests += 1
                 name = f"rollout-{self._num_requests}"
-                running[name] = index
-                engine.add_request(name, {"prompt_token_ids": list(prompt)}, parameters[index])
+                running[name] = place
+                prompt = {"prompt_token_ids": list(request.prompt)}
+                engine.add_request(name, prompt, parameters[place])
             while running:
                 for output in engine.step():
-                    index = running.pop(output.request_id)
-                    rollouts[index] = read_rollout(output, requests[index], self.tokenizer)
-                    if on_finished is not None:
-                        on_finished(index, rollouts[index])
+                    place = running.pop(output.request_id)
+                    on_finished(place, read_rollout(output, requests[place], self.tokenizer))
         finally:
             engine.abort_request(list(running))
             engine.step()  # with a step's schedule the worker learns which requests have ended
-        return [rollouts[index] for index in range(len(prompts))]
 
-    def _parameters(self, request: ThinkingRequest, max_new_tokens: int) -> Any:
+    def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        sent, answer = encode_request(request)
+        sent, own = encode_request(request, record="packed")
         return SamplingParams(
-            **answer,
-            max_tokens=max_new_tokens,
+            **own,
             stop_token_ids=sorted(self.eos_token_ids),
             ignore_eos=True,  # vLLM's own idea of it; ours are the tokens above
             detokenize=False,
@@ -215,7 +170,7 @@ def in_parts(
         yield part
 
 
-def read_rollout(output: Any, request: ThinkingRequest, tokenizer: Any) -> Rollout:
+def read_rollout(output: Any, request: Request, tokenizer: Any) -> Rollout:
     """A finished RequestOutput, whose record is packed, as a rollout.
 
     Raises:

@@ -18,15 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from softgrpo.modeling.parameters import whole
-from softgrpo.rollout.engine import Rollout, check_prompts
+from softgrpo.rollout.engine import Rollout, RolloutEngine, check_requests
+from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_client import Server
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest
-from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import Markers
 
 
-class VLLMServerEngine:
+class VLLMServerEngine(RolloutEngine):
     """RolloutEngine over HTTP.
 
     Args:
@@ -85,45 +83,27 @@ class VLLMServerEngine:
                     "VLLM_SERVER_DEV_MODE=1 softgrpo serve MODEL, and sees this machine's files"
                 ) from error
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        config: ThinkingConfig,
-        *,
-        max_new_tokens: int | Sequence[int],
-        num_generations: int = 1,
-        seed: int = 0,
-        first_sequence: int = 0,
-        objective: Objective | None = None,
-        on_finished: Callable[[int, Rollout], object] | None = None,
-    ) -> list[Rollout]:
-        """See RolloutEngine.generate; ValueError also where the server refuses a request."""
-        Markers(config.think_end, self.tokenizer)
-        limits = check_prompts(prompts, max_new_tokens, context=None)  # the server knows its own
+    def run(
+        self, requests: Sequence[Request], on_finished: Callable[[int, Rollout], object]
+    ) -> None:
+        """See RolloutEngine.run; ValueError also where the server refuses a request."""
+        check_requests(requests, context=None)  # the server knows its own
+        for think_end in {request.config.think_end for request in requests}:
+            Markers(think_end, self.tokenizer)
 
-        def one(index: int) -> Rollout:
-            prompt = list(prompts[index // num_generations])
-            request = ThinkingRequest(config, seed, first_sequence + index, objective)
+        def one(request: Request) -> Rollout:
             record, finish_reason = self.server.complete(
-                prompt,
                 request,
-                limits[index // num_generations],
                 stop_token_ids=self.eos_token_ids,
                 ignore_eos=True,  # the model's own idea of it; ours are the tokens above
             )
-            return record.rollout(prompt, finish_reason, self.tokenizer.decode)
+            return record.rollout(request.prompt, finish_reason, self.tokenizer.decode)
 
-        rollouts: dict[int, Rollout] = {}
         with ThreadPoolExecutor(self.max_num_seqs) as pool:
-            count = len(prompts) * num_generations
-            waiting = {pool.submit(one, index): index for index in range(count)}
+            waiting = {pool.submit(one, request): i for i, request in enumerate(requests)}
             try:
                 for future in as_completed(waiting):
-                    index = waiting[future]
-                    rollouts[index] = future.result()
-                    if on_finished is not None:
-                        on_finished(index, rollouts[index])
+                    on_finished(waiting[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [rollouts[index] for index in range(count)]

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
-from softgrpo.rollout.vllm_plugin.wire import DEFAULTS_VARIABLE, ThinkingRequest, encode_request
+from softgrpo.rollout.vllm_plugin.wire import DEFAULTS_VARIABLE, encode_config
 from softgrpo.thinking.config import ThinkingConfig
 
 
@@ -38,8 +38,7 @@ def serve(model: str, thinking: ThinkingConfig | None, arguments: Sequence[str])
 
     own = server_arguments(arguments)
     if thinking is not None:
-        sent, _ = encode_request(ThinkingRequest(thinking))
-        del sent["soft_sequence"]  # every request's own
+        sent, _ = encode_config(thinking)
         os.environ[DEFAULTS_VARIABLE] = json.dumps(sent)
     os.environ[TOKENIZER_VARIABLE] = model
     sys.argv = ["vllm", "serve", model, *arguments, *own]

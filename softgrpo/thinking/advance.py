@@ -278,7 +278,7 @@ def _draw_token(
 
 def _widen(step: SoftStep, config: ThinkingConfig, noise_width: int) -> SoftStep:
     """A step of one column as one of K, the rest unused."""
-    extra = 0 if config.policy == "discrete" else int(config.top_k or 1) - 1
+    extra = config.num_columns - 1
     noise = None
     if config.policy == "embedding_gaussian":
         noise = torch.zeros(len(step.ids), noise_width, device=step.ids.device)

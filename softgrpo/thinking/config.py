@@ -84,6 +84,11 @@ class ThinkingConfig(ThinkingFields):
             min_p=self.answer_min_p,
         )
 
+    @property
+    def num_columns(self) -> int:
+        """K, the columns of a recorded step: one where each is a token."""
+        return 1 if self.policy == "discrete" else int(self.top_k or 1)
+
     def replay_settings(self) -> dict[str, object]:
         """Plain values (REPLAY_FIELDS) that travel with a trace and that its replay must share."""
         values = {name: getattr(self, name) for name in REPLAY_FIELDS}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 from softgrpo.thinking import Objective
@@ -22,7 +23,7 @@ SERVED = [case for case in POLICY_DENSITIES if case[0] != "embedding_gaussian"]
 def _start(thoughts, name, policy, density, reduction, settings):
     config = thinking(policy, **settings)
     objective = None if density == "none" else Objective(config, density, reduction)
-    request = wire.ThinkingRequest(config, objective=objective, seed=3, sequence=ord(name))
+    request = Request((), config, STEPS, objective, seed=3, index=ord(name))
     sent, answer = wire.encode_request(request)
     nothing = dict.fromkeys(wire._UNSUPPORTED)
     params = SimpleNamespace(extra_args=sent, seed=None, **nothing | answer)

@@ -22,9 +22,10 @@ from softgrpo.cli.recipe import read_recipe
 from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.cli.style import read_style
 from softgrpo.evaluation import RecordFile, read_records
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_steps
+from softgrpo.rollout.vllm_plugin.wire import encode_steps
 from softgrpo.tasks import BENCHMARKS, PromptFormat, load_benchmark, load_problems, to_dataset
 from softgrpo.thinking import SoftTrace, ThinkingConfig, draw_step, from_tokens
 from tests.unit.evaluation.test_records import _record
@@ -42,6 +43,7 @@ RECIPE = {
     "task_options": {"a": [1]}, "examples": [["q", "a"]], "report_to": "none", "chat": False,
 }  # fmt: skip
 THINKING = ThinkingConfig(top_k=3, top_p=1.0, think_end=("#",))
+REQUEST = Request((1,), THINKING, 4)
 VALUES = [
     None, "", "x", "0", -1, 0, 1, 2**63, 10**400, 1e308, float("nan"), float("inf"), True, [], {},
     [None], [[]], {"a": {}}, "\x00", "\ud800", "null", "1e999", ["x", 1], "a" * 10_000,
@@ -203,7 +205,7 @@ def _answers() -> dict[str, bytes]:
     pairs = zip(ids[0].tolist(), values[0].tolist(), strict=True)
     top = {f"token_id:{token}": value for token, value in pairs}
     event = {"choices": [{"logprobs": {"top_logprobs": [top]}}]}
-    packed = PackedRecord(ThinkingRequest(THINKING))
+    packed = PackedRecord(REQUEST)
     packed.append(*(torch.cat([c[0, :1], c[0]]).numpy() for c in (ids, values)))
     whole = {"choices": [{"finish_reason": "stop"}], "kv_transfer_params": {KEY: packed.text()}}
     return {
@@ -236,7 +238,7 @@ def test_servers(monkeypatch):
                 assert steps and all(0 <= token < 2**31 for step in steps for token in step.ids)
                 assert all(math.isfinite(sum(step.weights)) for step in steps), number
             else:
-                record, _ = server.complete([1], ThinkingRequest(THINKING), 4)
+                record, _ = server.complete(REQUEST)
                 assert len(record.trace.tokens[0]) > 0, number
         except ValueError as error:
             assert str(error), number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_engine import read_rollout
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.thinking import Objective
@@ -25,11 +26,9 @@ def served(tmp_path_factory):
 def _soft(seed=0, max_tokens=70):
     from vllm import SamplingParams
 
-    request = wire.ThinkingRequest(CONFIG, seed=seed, objective=OBJECTIVE, record="packed")
-    sent, answer = wire.encode_request(request)
-    parameters = SamplingParams(
-        **answer, extra_args=sent, max_tokens=max_tokens, ignore_eos=True, detokenize=False
-    )
+    request = Request(tuple(PROMPT), CONFIG, max_tokens, OBJECTIVE, seed=seed)
+    sent, own = wire.encode_request(request, record="packed")
+    parameters = SamplingParams(**own, extra_args=sent, ignore_eos=True, detokenize=False)
     return request, parameters
 
 
@@ -99,11 +98,8 @@ def test_discrete_policies_keep_vllms_own_hashes(served):
     with running_engine(folder, eos_token_ids=()) as engine:
         (rollout,) = engine.generate([PROMPT], config, max_new_tokens=70)
         longer = [*PROMPT, *rollout.token_ids]
-        request = wire.ThinkingRequest(config)
         from vllm import SamplingParams
 
-        sent, answer = wire.encode_request(request)
-        (output,) = _generate(
-            engine, [longer], SamplingParams(**answer, extra_args=sent, max_tokens=1)
-        )
+        sent, own = wire.encode_request(Request(tuple(longer), config, 1))
+        (output,) = _generate(engine, [longer], SamplingParams(**own, extra_args=sent))
     assert output.num_cached_tokens == 128

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softgrpo.replay.logps import replay_logits
-from softgrpo.rollout import NonFiniteLogitsError
+from softgrpo.rollout import NonFiniteLogitsError, Request
 from softgrpo.rollout.vllm_engine import read_rollout
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.thinking import Objective
@@ -43,14 +43,27 @@ def served(request, tmp_path_factory):
     return folder, make_model(folder, tied=request.param == "tied")
 
 
-def _mixed(engine, repeats=2, **options):
+def _mixed(engine, repeats=2, on_finished=lambda *_: None):
     """Each kind of MIXED on each of PROMPTS, several times over, in one batch."""
     cases = [(p, i) for _ in range(repeats) for p in PROMPTS for i in range(len(MIXED))]
-    prompts, kinds = zip(*cases, strict=True)
-    configs, objectives = [CONFIGS[i] for i in kinds], [OBJECTIVES[i] for i in kinds]
-    options = {"max_new_tokens": 40, "seed": 3} | options
-    rollouts = engine.generate_each(prompts, configs, objectives=objectives, **options)
-    return rollouts, configs, objectives
+    requests = [
+        Request(tuple(prompt), CONFIGS[i], 40, OBJECTIVES[i], seed=3, index=index)
+        for index, (prompt, i) in enumerate(cases)
+    ]
+    rollouts = _run(engine, requests, on_finished)
+    return rollouts, [r.config for r in requests], [r.objective for r in requests]
+
+
+def _run(engine, requests, on_finished=lambda *_: None):
+    """The rollouts of requests, in their order."""
+    rollouts = {}
+
+    def keep(place, rollout):
+        rollouts[place] = rollout
+        on_finished(place, rollout)
+
+    engine.run(requests, keep)
+    return [rollouts[place] for place in range(len(requests))]
 
 
 def _facts(rollouts):
@@ -155,10 +168,8 @@ def test_a_sequence_depends_on_its_seed_and_index_alone(served, roomy):
     rollouts, configs, _ = roomy
     with running_engine(folder) as engine:
         for index in (0, 17, 40):
-            alone = engine.generate_each(
-                [rollouts[index].prompt_ids], [configs[index]],
-                max_new_tokens=40, seed=3, first_sequence=index,
-            )  # fmt: skip
+            prompt = tuple(rollouts[index].prompt_ids)
+            alone = _run(engine, [Request(prompt, configs[index], 40, seed=3, index=index)])
             assert _facts(alone) == _facts([rollouts[index]])
         other = engine.generate([PROMPTS[0]], configs[0], max_new_tokens=40, seed=4)
         assert _facts(other) != _facts(rollouts[:1])
@@ -199,11 +210,9 @@ def test_soft_and_plain_requests_in_one_batch(served):
 
     folder, model = served
     config = CONFIGS[0]
-    request = wire.ThinkingRequest(config, seed=3, objective=OBJECTIVES[0], record="packed")
-    sent, answer = wire.encode_request(request)
-    soft = SamplingParams(
-        **answer, extra_args=sent, max_tokens=30, detokenize=False, stop_token_ids=[1]
-    )
+    request = Request((), config, 30, OBJECTIVES[0], seed=3)
+    sent, own = wire.encode_request(request, record="packed")
+    soft = SamplingParams(**own, extra_args=sent, detokenize=False, stop_token_ids=[1])
     plain = SamplingParams(temperature=0.0, logprobs=2, max_tokens=30, ignore_eos=True)
     with running_engine(folder) as engine:
         prompts = [{"prompt_token_ids": p} for p in PROMPTS for _ in range(2)]

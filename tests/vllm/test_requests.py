@@ -56,10 +56,7 @@ def test_a_seed_and_a_prompt_computed_in_pieces(folder):
 
 
 def test_defaults_make_every_request_think_that_does_not_decline(folder, monkeypatch):
-    sent, _ = wire.encode_request(
-        wire.ThinkingRequest(thinking(max_think_tokens=3, think_end=("s t",)))
-    )
-    del sent["soft_sequence"]
+    sent, _ = wire.encode_config(thinking(max_think_tokens=3, think_end=("s t",)))
     monkeypatch.setenv(wire.DEFAULTS_VARIABLE, json.dumps(sent))
     marker = [WORDS.index("s"), WORDS.index("t")]
     with running_engine(folder) as engine:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from softgrpo.replay import replay
-from softgrpo.rollout import TransformersEngine
+from softgrpo.rollout import Request, TransformersEngine
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
@@ -93,17 +93,16 @@ def served(tmp_path_factory):
 def _request(index):
     policy, density, settings = KINDS[index % len(KINDS)]
     config = thinking(policy, **settings)
-    return config, wire.ThinkingRequest(
-        config, seed=7, sequence=index, objective=Objective(config, density, "sum")
-    )
+    objective = Objective(config, density, "sum")
+    return config, Request((), config, 24, objective, seed=7, index=index)
 
 
 def _body(folder, request, prompt, **values):
-    sent, answer = wire.encode_request(request)
+    sent, own = wire.encode_request(request)
     return {
-        "model": folder, "prompt": prompt, "max_tokens": 24, "vllm_xargs": sent,
-        "logprobs": request.num_logprobs, "return_tokens_as_token_ids": True,
-    } | answer | values  # fmt: skip
+        "model": folder, "prompt": prompt, "vllm_xargs": sent,
+        "logprobs": wire.num_logprobs(request), "return_tokens_as_token_ids": True,
+    } | own | values  # fmt: skip
 
 
 def _gap(model, prompt, record, config, request):
@@ -218,8 +217,8 @@ def test_a_packed_record_is_the_one_in_the_logprobs(served, kind):
     _, request = _request(kind)
     server = Server(f"http://127.0.0.1:{port}")
     for index, prompt in enumerate(PROMPTS):
-        sent = replace(request, sequence=index)
-        packed, finish_reason = server.complete(prompt, sent, 24)
+        sent = replace(request, prompt=tuple(prompt), index=index)
+        packed, finish_reason = server.complete(sent)
         choice = _post(port, "/v1/completions", _body(folder, sent, prompt))["choices"][0]
         loose = wire.decode_response(choice["logprobs"]["top_logprobs"], sent)
         assert finish_reason == choice["finish_reason"]

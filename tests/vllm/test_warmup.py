@@ -15,7 +15,7 @@ from tests.vllm.engines import make_model, running_engine
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
     """An engine as a server with defaults starts it."""
-    sent, _ = wire.encode_request(wire.ThinkingRequest(thinking(max_think_tokens=3)))
+    sent, _ = wire.encode_config(thinking(max_think_tokens=3))
     monkeypatch.setenv(wire.DEFAULTS_VARIABLE, json.dumps(sent))
     make_model(tmp_path, tied=True)
     with running_engine(tmp_path, max_num_seqs=4) as engine:

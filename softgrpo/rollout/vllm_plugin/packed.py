@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from softgrpo.rollout.vllm_plugin.wire import Record, ThinkingRequest, decode_steps
+from softgrpo.rollout.request import Request
+from softgrpo.rollout.vllm_plugin.wire import Record, decode_steps, num_logprobs
 
 # Where the text lies in a response's kv_transfer_params.
 KEY = "soft_record"
@@ -30,8 +31,8 @@ class PackedRecord:
         request: Whose record it is; says K and C.
     """
 
-    def __init__(self, request: ThinkingRequest) -> None:
-        self._num_ids, self._num_values = request.num_columns, request.num_logprobs
+    def __init__(self, request: Request) -> None:
+        self._num_ids, self._num_values = request.config.num_columns, num_logprobs(request)
         self._bytes = bytearray()
 
     def append(self, ids: np.ndarray, values: np.ndarray) -> None:
@@ -49,7 +50,7 @@ class PackedRecord:
         return base64.b64encode(self._bytes).decode()
 
 
-def unpack(handed_over: Mapping[str, Any] | None, request: ThinkingRequest, engine: str) -> Record:
+def unpack(handed_over: Mapping[str, Any] | None, request: Request, engine: str) -> Record:
     """Read a record that came back.
 
     Args:
@@ -67,7 +68,7 @@ def unpack(handed_over: Mapping[str, Any] | None, request: ThinkingRequest, engi
             "run with the scheduler of softgrpo serve"
         )
     steps = np.frombuffer(bytearray(base64.b64decode(text)), dtype="<i4")
-    steps = steps.reshape(-1, request.num_columns + request.num_logprobs)
-    ids, values = np.split(steps, [request.num_columns], axis=1)
+    steps = steps.reshape(-1, request.config.num_columns + num_logprobs(request))
+    ids, values = np.split(steps, [request.config.num_columns], axis=1)
     columns = torch.from_numpy(ids), torch.from_numpy(values.view("<f4"))
     return decode_steps(*columns, request, engine)

@@ -19,7 +19,7 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
-from softgrpo.rollout.vllm_plugin.wire import decode_request
+from softgrpo.rollout.vllm_plugin.wire import decode_request, is_packed, num_logprobs
 
 
 class SoftScheduler(Scheduler):
@@ -36,8 +36,8 @@ class SoftScheduler(Scheduler):
         if thinking is not None:
             if request._block_hasher is not None and thinking.config.policy != "discrete":
                 _salt_generated_blocks(request)
-            if thinking.record == "packed":
-                params.logprobs = thinking.num_logprobs  # of the worker, which is told next
+            if is_packed(params):
+                params.logprobs = num_logprobs(thinking)  # of the worker, which is told next
                 self._records[request.request_id] = PackedRecord(thinking)
         super().add_request(request)
 

@@ -21,12 +21,9 @@ from torch import Tensor
 
 from softgrpo.modeling.inputs import mix
 from softgrpo.replay.logps import replay_logits
+from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.fed import FedSteps
-from softgrpo.rollout.vllm_plugin.wire import (
-    ThinkingRequest,
-    decode_request,
-    encode_steps,
-)
+from softgrpo.rollout.vllm_plugin.wire import decode_request, encode_steps
 from softgrpo.thinking.advance import advance
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.noise import NoiseStream
@@ -41,8 +38,7 @@ class Thought:
     """One request.
 
     Args:
-        request: What it asks for.
-        seed: Of its noise.
+        request: What it asks for, but for its prompt.
         phases: Those of all requests that may be drawn together, of its config and objective; it
             takes a number there.
         prompt_length: Tokens of its prompt.
@@ -53,15 +49,15 @@ class Thought:
 
     def __init__(
         self,
-        request: ThinkingRequest,
-        seed: int,
+        request: Request,
         phases: ThinkingPhases,
         prompt_length: int,
     ) -> None:
         self.request, self.prompt_length = request, prompt_length
         self.phases, self.number = phases, phases.begin()
-        self.noise = NoiseStream(seed, request.sequence, request.num_columns)
-        self.fed = FedSteps(request.num_columns)
+        num_columns = request.config.num_columns
+        self.noise = NoiseStream(request.seed, request.index, num_columns)
+        self.fed = FedSteps(num_columns)
 
     @property
     def num_tokens(self) -> int:
@@ -118,22 +114,19 @@ class Thoughts:
 
     def start(self, request_id: str, params: Any, prompt_length: int) -> None:
         """Take a request in; nothing happens when it does not think or is known already."""
-        request = None if request_id in self._thoughts else decode_request(params)
+        if request_id in self._thoughts:
+            return
+        seed = _seed_of(request_id) if params.seed is None else params.seed % 2**64
+        request = decode_request(params, seed)
         if request is None:
             return
         if (request.config.answer_top_k or 0) > self._vocab_size:  # vLLM's own sampling lets it be
             request = request.under(replace(request.config, answer_top_k=None))
-        seed = params.seed if request.seed is None else request.seed
         key = request.config, request.objective
         if key not in self._phases:
             markers = self._markers(request.config.think_end)
             self._phases[key] = ThinkingPhases(markers, request.config)
-        self._thoughts[request_id] = Thought(
-            request,
-            _seed_of(request_id) if seed is None else seed % 2**64,
-            self._phases[key],
-            prompt_length,
-        )
+        self._thoughts[request_id] = Thought(request, self._phases[key], prompt_length)
 
     def mix_inputs(
         self,

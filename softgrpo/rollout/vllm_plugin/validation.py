@@ -19,6 +19,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
     complete_request,
     decode_request,
     default_settings,
+    is_packed,
 )
 from softgrpo.thinking.phases import Markers, Tokenizer
 
@@ -44,7 +45,7 @@ class RequestValidator(ProcessorV1, ProcessorV2):
         if sampling_params.output_kind is not RequestOutputKind.CUMULATIVE:
             complete_request(sampling_params, default_settings())
         request = decode_request(sampling_params)
-        if request is not None and request.record == "packed":
+        if request is not None and is_packed(sampling_params):
             _check_packed(sampling_params)
         if request is not None and TOKENIZER_VARIABLE in os.environ:
             Markers(request.config.think_end, _tokenizer(os.environ[TOKENIZER_VARIABLE]))

@@ -19,13 +19,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
+from softgrpo.rollout.request import Request
 from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.fields import MixerName, ThinkingFields
 from softgrpo.thinking.objective import Objective
@@ -59,72 +60,31 @@ _UNSUPPORTED: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class ThinkingRequest:
-    """What one request asks of soft thinking.
-
-    Attributes:
-        config: How to think and how to answer; plain numbers, at most MAX_COLUMNS columns.
-        seed: Seed of its noise. None: the request's own ``seed``, which differs between the ``n``
-            samples of a request, or else its id.
-        sequence: Index of its sequence in the rollout.
-        objective: The log-density to report with each step, or None.
-        record: How the record comes back.
-    """
-
-    config: ThinkingConfig
-    seed: int | None = None
-    sequence: int = 0
-    objective: Objective | None = None
-    record: RecordKind = "logprobs"
-
-    @property
-    def num_columns(self) -> int:
-        """K."""
-        return 1 if self.config.policy == "discrete" else int(self.config.top_k or 1)
-
-    @property
-    def num_logprobs(self) -> int:
-        """How many logprobs carry a step's whole record."""
-        return self.num_columns + 1 + (self.objective is not None)
-
-    def under(self, config: ThinkingConfig) -> ThinkingRequest:
-        """The same request with another config."""
-        objective = None if self.objective is None else replace(self.objective, config=config)
-        return replace(self, config=config, objective=objective)
+def num_logprobs(request: Request) -> int:
+    """How many logprobs carry a step's whole record."""
+    return request.config.num_columns + 1 + (request.objective is not None)
 
 
 # Settings ---------------------------------------------------------------------------------------
-def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+def encode_config(config: ThinkingConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """``extra_args`` and the answer's sampling, as keyword arguments of SamplingParams.
 
     Raises:
         ValueError: Names the field that cannot be sent.
     """
-    config, objective = request.config, request.objective
     if config.policy == "embedding_gaussian":
         raise ValueError(
             "policy='embedding_gaussian': vLLM cannot carry its noise, a number a hidden unit; use "
             "the TransformersEngine or another policy"
         )
-    if request.num_columns > MAX_COLUMNS:
+    if config.num_columns > MAX_COLUMNS:
         raise ValueError(f"top_k={config.top_k}: at most {MAX_COLUMNS} columns travel")
     if config.answer_temperature < 0.01:
         raise ValueError(
             f"answer_temperature={config.answer_temperature}: vLLM takes no less than 0.01; "
             "answer_top_k=1 takes the most likely token"
         )
-    sent: dict[str, Any] = {PREFIX + name: _plain(getattr(config, name)) for name in _PARSERS}
-    sent[f"{PREFIX}sequence"] = request.sequence
-    if request.seed is not None:
-        sent[f"{PREFIX}seed"] = request.seed
-    if request.record != "logprobs":
-        sent[f"{PREFIX}record"] = request.record
-    if objective is not None:
-        if objective.config != config:
-            raise ValueError("objective: its config is not the request's")
-        sent[f"{PREFIX}density"] = objective.density
-        sent[f"{PREFIX}reduction"] = objective.reduction
+    sent = {PREFIX + name: _plain(getattr(config, name)) for name in _PARSERS}
     answer = {
         "temperature": config.answer_temperature,
         "top_k": config.answer_top_k or 0,
@@ -132,6 +92,31 @@ def encode_request(request: ThinkingRequest) -> tuple[dict[str, Any], dict[str, 
         "min_p": config.answer_min_p,
     }
     return sent, answer
+
+
+def encode_request(
+    request: Request, record: RecordKind = "logprobs"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All but the prompt: ``extra_args``, and the other keyword arguments of SamplingParams.
+
+    Args:
+        request: What is asked for.
+        record: How its record comes back.
+
+    Raises:
+        ValueError: Names the field that cannot be sent.
+    """
+    objective = request.objective
+    sent, answer = encode_config(request.config)
+    sent |= {f"{PREFIX}seed": request.seed, f"{PREFIX}sequence": request.index}
+    if record != "logprobs":
+        sent[f"{PREFIX}record"] = record
+    if objective is not None:
+        if objective.config != request.config:
+            raise ValueError("objective: its config is not the request's")
+        sent[f"{PREFIX}density"] = objective.density
+        sent[f"{PREFIX}reduction"] = objective.reduction
+    return sent, {"max_tokens": request.limit, **answer}
 
 
 def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
@@ -147,11 +132,12 @@ def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
     params.extra_args = {**defaults, **(params.extra_args or {})}
 
 
-def decode_request(params: Any) -> ThinkingRequest | None:
+def decode_request(params: Any, seed: int = 0) -> Request | None:
     """What a complete request asks of soft thinking; None when it asks for nothing.
 
     Args:
-        params: A SamplingParams.
+        params: A SamplingParams. It has all but the prompt.
+        seed: Of its noise where the settings name none.
 
     Raises:
         ValueError: Names the entry and what would do.
@@ -185,15 +171,20 @@ def decode_request(params: Any) -> ThinkingRequest | None:
         )
     except ValueError as error:
         raise ValueError(f"{PREFIX}{error}") from error
-    request = ThinkingRequest(
-        config,
-        seed=other.get("seed"),
-        sequence=other.get("sequence", 0),
+    encode_config(config)  # the same limits on both sides
+    return Request(
+        prompt=(),
+        config=config,
+        limit=params.max_tokens,
         objective=_objective(config, other),
-        record=other.get("record", "logprobs"),
+        seed=other.get("seed", seed),
+        index=other.get("sequence", 0),
     )
-    encode_request(request)  # the same limits on both sides
-    return request
+
+
+def is_packed(params: Any) -> bool:
+    """Whether a request that thinks asks for a packed record."""
+    return params.extra_args.get(f"{PREFIX}record") == "packed"
 
 
 def default_settings() -> dict[str, Any]:
@@ -376,7 +367,7 @@ def encode_steps(
     return torch.cat([ids, extra], dim=-1).int(), torch.cat(values, dim=-1)
 
 
-def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: str) -> Record:
+def decode_steps(ids: Tensor, values: Tensor, request: Request, engine: str) -> Record:
     """Read T steps of one sequence.
 
     Args:
@@ -390,7 +381,7 @@ def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: 
         ValueError: No steps, or what is none: a value that is not finite, an id that no token has,
             a soft step without a support.
     """
-    num_columns = request.num_columns
+    num_columns = request.config.num_columns
     if not len(ids) or not torch.isfinite(values).all():
         raise ValueError("a record without steps, or with a value that is not finite")
     if ((ids < 0) | (ids.int() != ids)).any():
@@ -411,7 +402,7 @@ def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: 
         is_soft=is_soft[None],
         lengths=torch.tensor([len(ids)], dtype=torch.int32),
         settings=request.config.replay_settings(),
-        source={"engine": engine, "seed": request.seed, "first_sequence": request.sequence},
+        source=request.source(engine),
     )
     return Record(
         trace=trace,
@@ -422,17 +413,17 @@ def decode_steps(ids: Tensor, values: Tensor, request: ThinkingRequest, engine: 
 
 
 def decode_response(
-    steps: Sequence[Mapping[str, float]], request: ThinkingRequest, engine: str = "vllm-server"
+    steps: Sequence[Mapping[str, float]], request: Request, engine: str = "vllm-server"
 ) -> Record:
     """Read what the HTTP server returned.
 
     Args:
         steps: The ``top_logprobs`` of each step in their order, tokens as ``token_id:17``
-            (``return_tokens_as_token_ids``), ``request.num_logprobs`` of them or one more.
+            (``return_tokens_as_token_ids``), ``num_logprobs(request)`` of them or one more.
         request: What had been asked for.
         engine: Where it came from, for the trace.
     """
-    width = request.num_logprobs
+    width = num_logprobs(request)
     ids = [[int(token.removeprefix("token_id:")) for token in step][:width] for step in steps]
     values = [list(step.values())[:width] for step in steps]
     return decode_steps(torch.tensor(ids), torch.tensor(values), request, engine)

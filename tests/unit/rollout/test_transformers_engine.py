@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from softgrpo.rollout import NonFiniteLogitsError, TransformersEngine
+from softgrpo.rollout import NonFiniteLogitsError, Request, TransformersEngine
 from softgrpo.thinking import Objective, ThinkingConfig
 from tests.helpers import (
     PROMPTS,
@@ -205,3 +205,38 @@ def test_log_densities_are_reported_only_when_asked_for():
     assert roll_out(model, config)[0].logps is None
     reported = roll_out(model, config, Objective(config, "concrete"))[0]
     assert len(reported.logps) == len(reported.token_ids)
+
+
+def test_requests_of_different_settings_side_by_side_are_what_they_are_apart():
+    model, engine = tiny_model(), TransformersEngine(tiny_model(), word_tokenizer())
+    configs = thinking(), thinking("dirichlet", top_k=2, max_think_tokens=4)
+    wanted = [
+        roll_out(model, configs[0], num_generations=1),
+        roll_out(model, configs[0], Objective(configs[0], "concrete"), num_generations=1),
+        roll_out(model, configs[1], Objective(configs[1]), num_generations=1),
+    ]
+    kinds = [(configs[0], None), (configs[0], Objective(configs[0], "concrete")),
+             (configs[1], Objective(configs[1]))]  # fmt: skip
+    found = {}
+    engine.run(
+        [
+            Request(tuple(prompt), config, 12, objective, seed=7, index=index)
+            for index, prompt in enumerate(PROMPTS)
+            for config, objective in kinds
+        ],
+        found.setdefault,
+    )
+    assert sorted(found) == list(range(9))
+    for kind, rollouts in enumerate(wanted):
+        together = [found[place] for place in range(kind, 9, 3)]
+        assert _facts(together) == _facts(rollouts)
+        for a, b in zip(together, rollouts, strict=True):
+            assert torch.equal(a.trace.scores, b.trace.scores) and a.logps == b.logps
+
+
+def test_settings_that_cannot_be_are_refused_before_any_sequence_runs():
+    engine, seen = TransformersEngine(tiny_model(), word_tokenizer()), []
+    requests = [Request((3,), thinking(**more), 4) for more in ({}, {"top_k": VOCAB_SIZE + 1})]
+    with pytest.raises(ValueError, match=f"top_k={VOCAB_SIZE + 1}"):
+        engine.run(requests, lambda *finished: seen.append(finished))
+    assert not seen

@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_client import Server
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
-from softgrpo.rollout.vllm_plugin.wire import ThinkingRequest, encode_steps
+from softgrpo.rollout.vllm_plugin.wire import encode_steps
 from softgrpo.thinking import ThinkingConfig, draw_step
 
 CONFIG = ThinkingConfig(top_k=3, top_p=1.0, tau=0.5, think_end=("#",))
@@ -73,7 +74,7 @@ def test_steps_come_as_they_were_drawn(http):
 
 def test_a_whole_answer_comes_with_its_record(http):
     handler, url = http
-    request = ThinkingRequest(CONFIG, seed=4)
+    request = Request((1, 2), CONFIG, 3, seed=4)
     packed = PackedRecord(request)
     torch.manual_seed(0)
     steps = [draw_step(torch.randn(1, 20), CONFIG) for _ in range(3)]
@@ -82,16 +83,17 @@ def test_a_whole_answer_comes_with_its_record(http):
         packed.append(*(torch.cat([c[0, :1], c[0]]).numpy() for c in columns))
     choice = {"text": "abc", "finish_reason": "length"}
     handler.answer = {"choices": [choice], "kv_transfer_params": {KEY: packed.text()}}
-    record, finish_reason = Server(url).complete([1, 2], request, 3, stop_token_ids=[9])
+    record, finish_reason = Server(url).complete(request, stop_token_ids=[9])
     assert finish_reason == "length" and record.logps is None
     assert torch.equal(record.trace.ids, torch.stack([step.ids[0] for step in steps])[None].int())
     assert torch.equal(record.trace.scores[0], torch.cat([step.scores for step in steps]))
     asked = handler.asked
     assert asked["vllm_xargs"]["soft_record"] == "packed" and asked["stop_token_ids"] == [9]
+    assert (asked["prompt"], asked["max_tokens"]) == ([1, 2], 3)
     assert "logprobs" not in asked  # the server would make objects of them
     handler.answer = {"choices": [choice], "kv_transfer_params": None}
     with pytest.raises(ValueError, match="came back without its record"):
-        Server(url).complete([1, 2], request, 3)
+        Server(url).complete(request)
 
 
 def test_a_refusal_says_what_the_server_said(http):
@@ -160,7 +162,7 @@ def test_an_answer_of_something_else_is_refused(http, answer):
     handler, url = http
     handler.answer = answer
     with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
-        Server(url).complete([1, 2], ThinkingRequest(CONFIG, seed=4), 3)
+        Server(url).complete(Request((1, 2), CONFIG, 3, seed=4))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from softgrpo.rollout.vllm_plugin import wire
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_plugin.fed import FedSteps
 from softgrpo.rollout.vllm_plugin.thoughts import Thought, Thoughts
 from softgrpo.thinking.phases import Markers, ThinkingPhases
@@ -61,10 +61,10 @@ def long():
 
 
 def _start(thoughts, name):
-    request = wire.ThinkingRequest(thinking(think_end=(), top_k=K))
+    request = Request((), thinking(think_end=(), top_k=K), 9)
     phases = ThinkingPhases(Markers((), word_tokenizer()), request.config)
     thoughts._phases[request.config, request.objective] = phases
-    thoughts._thoughts[name] = Thought(request, 0, phases, PROMPT)
+    thoughts._thoughts[name] = Thought(request, phases, PROMPT)
 
 
 def test_a_step_takes_no_more_than_100_bytes_at_the_peak(long):

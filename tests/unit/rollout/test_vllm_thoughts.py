@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from softgrpo.modeling.inputs import mix
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 from tests.helpers import thinking, word_tokenizer
@@ -27,7 +28,7 @@ def thoughts():
 
 
 def _start(thoughts, name, seed=0, **settings):
-    request = wire.ThinkingRequest(thinking(**{"think_end": ()} | settings), seed=seed)
+    request = Request((), thinking(**{"think_end": ()} | settings), 9, seed=seed)
     sent, answer = wire.encode_request(request)
     nothing = dict.fromkeys(wire._UNSUPPORTED)
     params = SimpleNamespace(extra_args=sent, seed=None, **nothing | answer)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord, unpack
 from softgrpo.thinking import Objective, ThinkingConfig
@@ -24,6 +25,7 @@ NOTHING = {
     "extra_args": None, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": None,
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
     "logit_bias": None, "allowed_token_ids": None, "bad_words": None, "structured_outputs": None,
+    "max_tokens": 16,
 }  # fmt: skip
 
 
@@ -45,21 +47,17 @@ def _params(extra_args=None, **values):
 def test_settings_come_back_as_they_were_sent(policy, settings):
     config = thinking(policy, **settings)
     objective = Objective(config, None, "sum")
-    request = wire.ThinkingRequest(
-        config, seed=2**64 - 1, sequence=12, objective=objective, record="packed"
-    )
-    sent, answer = wire.encode_request(request)
+    request = Request((), config, 9, objective, seed=2**64 - 1, index=12)
+    sent, answer = wire.encode_request(request, record="packed")
     overhead = json.loads(json.dumps(sent))  # a server's way
-    read = wire.decode_request(_params(overhead, **answer))
-    assert read.config.to_dict() == config.to_dict()
-    assert read.objective == objective
-    assert (read.seed, read.sequence, read.record) == (2**64 - 1, 12, "packed")
+    params = _params(overhead, **answer)
+    assert wire.decode_request(params) == request and wire.is_packed(params)
 
 
 def test_every_setting_travels():
     own = {f.name for f in fields(ThinkingConfig) if not f.name.startswith("answer_")}
-    sent, answer = wire.encode_request(wire.ThinkingRequest(ThinkingConfig()))
-    assert {name.removeprefix("soft_") for name in sent} - {"sequence"} == own
+    sent, answer = wire.encode_config(ThinkingConfig())
+    assert {name.removeprefix("soft_") for name in sent} == own
     assert {f"answer_{name}" for name in answer} | own == {f.name for f in fields(ThinkingConfig)}
     assert all(isinstance(v, (str, int, float, list)) for v in sent.values())
 
@@ -123,7 +121,7 @@ def test_what_would_be_ignored_is_refused(asked):
 
 def test_requests_of_equal_settings_may_be_drawn_together():
     def key(config, seed=0):
-        sent, answer = wire.encode_request(wire.ThinkingRequest(config, seed=seed, sequence=seed))
+        sent, answer = wire.encode_request(Request((), config, 9, seed=seed, index=seed))
         request = wire.decode_request(_params(sent, **answer))
         return request.config, request.objective
 
@@ -138,18 +136,18 @@ def test_steps_come_back_as_they_were_drawn(policy, way):
     """In columns, through a server's dictionary that drops ids it has seen, or packed."""
     config = thinking(policy, max_think_tokens=4, top_p=0.7)
     objective = Objective(config, None, "sum")
-    request = wire.ThinkingRequest(config, objective=objective)
+    request = Request((), config, 8, objective)
     phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
     numbers = np.array([phases.begin()])
     drawn, ids, values = [], [], []
     packed = PackedRecord(request)
     for _ in range(8):
-        logits, noise = torch.randn(1, 36), torch.empty(1, request.num_columns).exponential_()
+        logits, noise = torch.randn(1, 36), torch.empty(1, config.num_columns).exponential_()
         step, is_soft = advance(logits, noise, config, phases, numbers)
         logp = torch.randn(1)
         drawn.append((step, bool(is_soft), logp.item()))
         row, value = wire.encode_steps(step, is_soft, [phases.ended_by(0)], logp, 36)
-        assert row.shape == (1, request.num_logprobs) and len(set(row[0].tolist())) == row.shape[1]
+        assert len(set(row[0].tolist())) == row.numel() == wire.num_logprobs(request)
         reported = torch.cat([row[:, :1], row], -1), torch.cat([value[:, :1], value], -1)
         # Beside a request of more columns, whose room vLLM fills up.
         packed.append(*(F.pad(x[0], (0, 3)).numpy() for x in reported))
@@ -177,7 +175,7 @@ def test_logits_that_are_not_finite_are_reported():
     config = thinking()
     phases = ThinkingPhases(Markers(config.think_end, word_tokenizer()), config)
     numbers = np.array([phases.begin()])
-    request = wire.ThinkingRequest(config)
+    request = Request((), config, 2)
     parts = []
     for logits in (torch.randn(1, 36), torch.full((1, 36), torch.nan)):
         step, is_soft = advance(logits, torch.ones(1, 4), config, phases, numbers)
