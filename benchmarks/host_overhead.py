@@ -51,7 +51,7 @@ from softgrpo.lab.tokenizer import make_tokenizer
 from softgrpo.rollout import Request
 from softgrpo.rollout import batch as rollout_batch
 from softgrpo.rollout.batch import DecodingBatch
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin.packed import PackedRecord
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 from softgrpo.rollout.vllm_plugin.wire import (
@@ -324,7 +324,7 @@ def http(sequences: list[int], steps: int, rounds: int) -> str:
 
 
 def _http(
-    server: Server, process: int, count: int, steps: int, rounds: int
+    client: Client, process: int, count: int, steps: int, rounds: int
 ) -> dict[str, list[str]]:
     """CPU-microseconds of each way to get a record, with their standard errors."""
     ways = {"no record (in all)": _complete, "packed": _packed, "logprobs as JSON": _logprobs}
@@ -334,7 +334,7 @@ def _http(
         for index, ask in order[:: -1 if turn % 2 else 1]:  # what goes on beside it drifts
             before = _cpu_seconds(process)
             with ThreadPoolExecutor(count) as pool:
-                list(pool.map(partial(ask, server, steps), range(count)))
+                list(pool.map(partial(ask, client, steps), range(count)))
             taken[turn, index] = np.subtract(_cpu_seconds(process), before)
     taken = taken[1:] * 1e6 / (count * steps)  # the first turn warms up
     taken[:, 1:] -= taken[:, :1]
@@ -347,28 +347,28 @@ def _http(
     }
 
 
-def _packed(server: Server, steps: int, index: int) -> None:
-    record, _ = server.complete(_asked(steps, index), ignore_eos=True)
+def _packed(client: Client, steps: int, index: int) -> None:
+    record, _ = client.complete(_asked(steps, index), ignore_eos=True)
     assert record.trace.num_steps == steps
 
 
-def _logprobs(server: Server, steps: int, index: int) -> None:
+def _logprobs(client: Client, steps: int, index: int) -> None:
     request = _asked(steps, index)
     more = {"logprobs": num_logprobs(request), "return_tokens_as_token_ids": True}
-    choice = _complete(server, steps, index, **more)["choices"][0]
+    choice = _complete(client, steps, index, **more)["choices"][0]
     record = decode_response(choice["logprobs"]["top_logprobs"], request)
     assert record.trace.num_steps == steps
 
 
-def _complete(server: Server, steps: int, index: int, **more: Any) -> dict[str, Any]:
+def _complete(client: Client, steps: int, index: int, **more: Any) -> dict[str, Any]:
     """A completion whose thinking is drawn alike, whatever comes back of it."""
     sent, own = encode_request(_asked(steps, index))
     body = {
-        "model": server.model, "prompt": PROMPT, "ignore_eos": True, "vllm_xargs": sent,
+        "model": client.model, "prompt": PROMPT, "ignore_eos": True, "vllm_xargs": sent,
         **own, **more,
     }  # fmt: skip
     asked = urllib.request.Request(
-        f"{server.url}/v1/completions",
+        f"{client.url}/v1/completions",
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )
@@ -377,7 +377,7 @@ def _complete(server: Server, steps: int, index: int, **more: Any) -> dict[str, 
 
 
 @contextmanager
-def _served(folder: Path, max_num_seqs: int) -> Iterator[tuple[Server, int]]:
+def _served(folder: Path, max_num_seqs: int) -> Iterator[tuple[Client, int]]:
     """A server over a tiny random model, and the id of its first process."""
     tokenizer = make_tokenizer(2048)
     config = LlamaConfig(
@@ -404,11 +404,11 @@ def _served(folder: Path, max_num_seqs: int) -> Iterator[tuple[Server, int]]:
         process.wait(60)
 
 
-def _wait_for(url: str, process: subprocess.Popen) -> Server:
+def _wait_for(url: str, process: subprocess.Popen) -> Client:
     while process.poll() is None:
         time.sleep(0.5)
         with suppress(ValueError):
-            return Server(url)
+            return Client(url)
     raise SystemExit("the server did not start")
 
 

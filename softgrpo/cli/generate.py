@@ -13,7 +13,7 @@ from softgrpo.cli.style import given_thinking, read_style
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.models import context_length, default_device, load_tokenizer, load_weights
 from softgrpo.rollout import StreamedStep, TransformersEngine
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.tasks import Problem
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     is_chat = style.chat and not options.plain and bool(tokenizer.chat_template)
     prompt = style.prompt.messages(problem) if is_chat else style.prompt.text(problem)
     stream = (
-        Server(options.server).stream if options.server else _load_engine(options, tokenizer).stream
+        Client(options.server).stream if options.server else _load_engine(options, tokenizer).stream
     )
     prompt_ids = tokenize_prompts(tokenizer, [prompt])[0]
     most = options.max_new_tokens

@@ -28,14 +28,14 @@ from softgrpo.values import check
 _TIMEOUT = 3600.0  # seconds without a byte from the server: a whole answer may take so long
 
 
-class Server:
-    """A server by its address.
+class Client:
+    """A client of one server.
 
     Args:
-        url: Such as ``http://localhost:8000``.
+        url: The server's address, such as ``http://localhost:8000``.
 
     Attributes:
-        model: The name of what it serves.
+        model: The name of what the server serves.
 
     Raises:
         ValueError: No server answers there, or it lists no model.

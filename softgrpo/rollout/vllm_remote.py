@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from softgrpo.modeling.parameters import whole
 from softgrpo.rollout.engine import Rollout, RolloutEngine, check_requests
 from softgrpo.rollout.request import Request
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.thinking.phases import Markers
 
 
@@ -50,7 +50,7 @@ class VLLMServerEngine(RolloutEngine):
         source: Any = None,
         folder: str | None = None,
     ) -> None:
-        self.server = Server(url)
+        self.client = Client(url)
         self.tokenizer = tokenizer
         self.eos_token_ids = sorted(set(eos_token_ids))
         self.max_num_seqs = max_num_seqs
@@ -72,11 +72,11 @@ class VLLMServerEngine(RolloutEngine):
             save_file({n: whole(p.detach()).contiguous().cpu() for n, p in parameters}, path)
             os.chmod(folder, 0o755)  # the server may be another user's
             try:
-                self.server.post(
+                self.client.post(
                     "/collective_rpc", {"method": "update_weights_from", "args": [path]}
                 )
                 # What the prefix cache holds was computed with the old weights.
-                self.server.post("/reset_prefix_cache", {})
+                self.client.post("/reset_prefix_cache", {})
             except ValueError as error:
                 raise ValueError(
                     f"{error}; the server takes weights when it is started as "
@@ -92,7 +92,7 @@ class VLLMServerEngine(RolloutEngine):
             Markers(think_end, self.tokenizer)
 
         def one(request: Request) -> Rollout:
-            record, finish_reason = self.server.complete(
+            record, finish_reason = self.client.complete(
                 request,
                 stop_token_ids=self.eos_token_ids,
                 ignore_eos=True,  # the model's own idea of it; ours are the tokens above

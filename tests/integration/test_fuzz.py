@@ -23,7 +23,7 @@ from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.cli.style import read_style
 from softgrpo.evaluation import RecordFile, read_records
 from softgrpo.rollout import Request
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
 from softgrpo.rollout.vllm_plugin.wire import encode_steps
 from softgrpo.tasks import BENCHMARKS, PromptFormat, load_benchmark, load_problems, to_dataset
@@ -220,7 +220,7 @@ def test_servers(monkeypatch):
     sent = dict(whole)
     kind = "models"
     monkeypatch.setattr(
-        Server,
+        Client,
         "_open",
         lambda self, path, body=None: io.BytesIO(sent["models" if body is None else kind]),
     )
@@ -232,13 +232,13 @@ def test_servers(monkeypatch):
         else:
             sent[damaged] = _damaged(rng, whole[damaged])
         try:
-            server = Server("http://x")
+            client = Client("http://x")
             if kind == "stream":
-                steps = list(server.stream([1], THINKING, max_new_tokens=4))
+                steps = list(client.stream([1], THINKING, max_new_tokens=4))
                 assert steps and all(0 <= token < 2**31 for step in steps for token in step.ids)
                 assert all(math.isfinite(sum(step.weights)) for step in steps), number
             else:
-                record, _ = server.complete(REQUEST)
+                record, _ = client.complete(REQUEST)
                 assert len(record.trace.tokens[0]) > 0, number
         except ValueError as error:
             assert str(error), number

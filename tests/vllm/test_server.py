@@ -20,7 +20,7 @@ import torch
 
 from softgrpo.replay import replay
 from softgrpo.rollout import Request, TransformersEngine
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
 from softgrpo.thinking import Objective
@@ -172,8 +172,8 @@ def test_a_thought_is_shown_step_by_step(served):
     """What ``softgrpo generate --server URL --show-thoughts`` draws its lines from."""
     model, _, port, _ = served
     config = thinking("gumbel", max_think_tokens=6)
-    server = Server(f"http://127.0.0.1:{port}")
-    steps = list(server.stream(PROMPTS[0], config, max_new_tokens=12, seed=3))
+    client = Client(f"http://127.0.0.1:{port}")
+    steps = list(client.stream(PROMPTS[0], config, max_new_tokens=12, seed=3))
     engine = TransformersEngine(model, word_tokenizer())
     wanted = list(engine.stream(PROMPTS[0], config, max_new_tokens=12, seed=3))
     assert [(s.token, s.ids, s.is_soft, s.is_forced) for s in steps] == [
@@ -182,7 +182,7 @@ def test_a_thought_is_shown_step_by_step(served):
     for found, other in zip(steps, wanted, strict=True):
         assert found.weights == pytest.approx(other.weights, abs=1e-4)
     with pytest.raises(ValueError, match="max_tokens|400"):
-        list(server.stream(PROMPTS[0], config, max_new_tokens=10_000))
+        list(client.stream(PROMPTS[0], config, max_new_tokens=10_000))
 
 
 def test_an_engine_over_http_follows_the_weights(served):
@@ -215,10 +215,10 @@ def test_an_engine_over_http_follows_the_weights(served):
 def test_a_packed_record_is_the_one_in_the_logprobs(served, kind):
     _, folder, port, _ = served
     _, request = _request(kind)
-    server = Server(f"http://127.0.0.1:{port}")
+    client = Client(f"http://127.0.0.1:{port}")
     for index, prompt in enumerate(PROMPTS):
         sent = replace(request, prompt=tuple(prompt), index=index)
-        packed, finish_reason = server.complete(sent)
+        packed, finish_reason = client.complete(sent)
         choice = _post(port, "/v1/completions", _body(folder, sent, prompt))["choices"][0]
         loose = wire.decode_response(choice["logprobs"]["top_logprobs"], sent)
         assert finish_reason == choice["finish_reason"]

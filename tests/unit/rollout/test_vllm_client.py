@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from softgrpo.rollout import Request
-from softgrpo.rollout.vllm_client import Server
+from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
 from softgrpo.rollout.vllm_plugin.wire import encode_steps
 from softgrpo.thinking import ThinkingConfig, draw_step
@@ -66,7 +66,7 @@ def test_steps_come_as_they_were_drawn(http):
     torch.manual_seed(0)
     soft = draw_step(torch.randn(1, 20), CONFIG)
     handler.events = [_event(soft, True), {"choices": []}, _event(soft, False, "marker")]
-    first, second = Server(url).stream([1, 2], CONFIG, max_new_tokens=4)
+    first, second = Client(url).stream([1, 2], CONFIG, max_new_tokens=4)
     assert first.is_soft and first.ids == soft.ids[0].tolist()
     assert first.weights == pytest.approx(soft.weights[0].tolist(), abs=1e-6)
     assert not second.is_soft and second.ids == [first.token] and second.weights == [1.0]
@@ -83,7 +83,7 @@ def test_a_whole_answer_comes_with_its_record(http):
         packed.append(*(torch.cat([c[0, :1], c[0]]).numpy() for c in columns))
     choice = {"text": "abc", "finish_reason": "length"}
     handler.answer = {"choices": [choice], "kv_transfer_params": {KEY: packed.text()}}
-    record, finish_reason = Server(url).complete(request, stop_token_ids=[9])
+    record, finish_reason = Client(url).complete(request, stop_token_ids=[9])
     assert finish_reason == "length" and record.logps is None
     assert torch.equal(record.trace.ids, torch.stack([step.ids[0] for step in steps])[None].int())
     assert torch.equal(record.trace.scores[0], torch.cat([step.scores for step in steps]))
@@ -93,21 +93,21 @@ def test_a_whole_answer_comes_with_its_record(http):
     assert "logprobs" not in asked  # the server would make objects of them
     handler.answer = {"choices": [choice], "kv_transfer_params": None}
     with pytest.raises(ValueError, match="came back without its record"):
-        Server(url).complete(request)
+        Client(url).complete(request)
 
 
 def test_a_refusal_says_what_the_server_said(http):
     handler, url = http
     handler.status = 400
     with pytest.raises(ValueError, match="answered 400: .*soft_tau: must be a number"):
-        list(Server(url).stream([1], CONFIG, max_new_tokens=4))
+        list(Client(url).stream([1], CONFIG, max_new_tokens=4))
 
 
 def test_an_error_within_the_stream_is_heard(http):
     handler, url = http
     handler.events = [{"error": {"message": "the engine is dead"}}]
     with pytest.raises(ValueError, match="the engine is dead"):
-        list(Server(url).stream([1], CONFIG, max_new_tokens=4))
+        list(Client(url).stream([1], CONFIG, max_new_tokens=4))
 
 
 def _logged(top):
@@ -144,7 +144,7 @@ def test_a_stream_of_something_else_is_refused(http, events):
     handler, url = http
     handler.events = events
     with pytest.raises(ValueError, match=r"answer is not that of softgrpo serve: .|the server: "):
-        list(Server(url).stream([1], CONFIG, max_new_tokens=4))
+        list(Client(url).stream([1], CONFIG, max_new_tokens=4))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_answer_of_something_else_is_refused(http, answer):
     handler, url = http
     handler.answer = answer
     with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
-        Server(url).complete(Request((1, 2), CONFIG, 3, seed=4))
+        Client(url).complete(Request((1, 2), CONFIG, 3, seed=4))
 
 
 @pytest.mark.parametrize(
@@ -173,15 +173,15 @@ def test_a_list_of_models_of_something_else_is_refused(http, listed):
     handler, url = http
     handler.do_GET = lambda self: self._send(200, listed)
     with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
-        Server(url)
+        Client(url)
 
 
 @pytest.mark.parametrize("url", ["localhost", "http://", "http://a b", "ftp://x", "http://x:port"])
 def test_an_address_of_no_server(url):
     with pytest.raises(ValueError, match=r"no server answers at .*softgrpo serve MODEL"):
-        Server(url)
+        Client(url)
 
 
 def test_no_server_says_how_to_start_one():
     with pytest.raises(ValueError, match="softgrpo serve MODEL"):
-        list(Server("http://127.0.0.1:9").stream([1], CONFIG, max_new_tokens=4))
+        list(Client("http://127.0.0.1:9").stream([1], CONFIG, max_new_tokens=4))
