@@ -1,7 +1,7 @@
 """SofTGRPOConfig: TRL's GRPOConfig and what SofT-GRPO adds to it. Values only, no model.
 
-The fields of thinking have ThinkingConfig's names. TRL's own ``temperature``, ``top_k``, ``top_p``
-and ``min_p`` are those of the thinking steps; the answer has its own.
+TRL's own ``temperature``, ``top_k``, ``top_p`` and ``min_p`` are those of the thinking steps; the
+answer has its own.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ else:
 class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[misc]
     """Configuration of SofTGRPOTrainer.
 
-    Attributes: Every field of GRPOConfig, of ThinkingFields (TRL's own ``temperature``, ``top_k``,
-    ``top_p`` and ``min_p`` are those of the thinking) and of TrainingFields, and
+    It has every field of GRPOConfig, of ThinkingFields and of TrainingFields.
+
+    Attributes:
         is_checkpointing_auto: Whether ``gradient_checkpointing`` was ``auto``.
 
     Raises:
