@@ -2,6 +2,7 @@
 # change. vLLM has one of its own: it wants other packages, and 4 GB.
 VENV ?= .venv
 PYTHON ?= python3.11
+WORKERS ?= 2
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 VLLM_VENV ?= .venv-vllm
@@ -18,7 +19,8 @@ lab: env
 	$(BIN)/softgrpo train recipes/lab.yaml
 
 test: env
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses $(WORKERS) --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest tests -m alone
 
 vllm: $(VLLM_MADE)
 	$(VLLM_BIN)/python -m pytest tests/vllm

@@ -19,7 +19,3 @@ import torch
 def _one_thread_and_a_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")

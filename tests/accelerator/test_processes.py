@@ -9,6 +9,8 @@ import torch
 
 from tests.helpers import assert_same, make_trainer, parameters, run_processes, train_config
 
+pytestmark = pytest.mark.alone
+
 CASES = {
     "kl": {"density": "concrete", "loss_type": "grpo", "beta": 0.1, "num_iterations": 2},
     "passes": {"loss_type": "grpo", "train_batch_tokens": 20, "max_think_tokens": 3},

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import run_processes, save_tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 RUN = """
 import json, os, signal, sys, torch

@@ -28,6 +28,8 @@ from tests.helpers import (
     train_config,
 )
 
+pytestmark = pytest.mark.alone
+
 # name -> settings. Eight sequences of two prompts a step, whoever computes them. Ours among the
 # settings: "model", "lora" (the modules with adapters), "accumulate" (micro-batches an update).
 CASES: dict[str, dict[str, Any]] = {

@@ -7,6 +7,8 @@ import torch
 
 from tests.helpers import assert_same, run_processes
 
+pytestmark = pytest.mark.alone
+
 # Two prompts a step, eight prompts: an epoch has four steps. Epoch 1 is left and entered midway.
 TRAIN = """
 import sys, torch

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.helpers import ROOT, save_tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 _KILLS, _STEPS = 20, 60
 

@@ -15,6 +15,8 @@ from softgrpo.replay import add_replay
 from softgrpo.thinking import Objective, SoftTrace
 from tests.helpers import batch_of, gradients, roll_out, run_processes, thinking, tiny_model
 
+pytestmark = pytest.mark.alone
+
 # Model, policy, and whether prompts are shared.
 SHARDED = [
     ("tied", "gumbel", "shared"),

@@ -9,6 +9,8 @@ from softgrpo.rollout import TransformersEngine
 from softgrpo.thinking import SoftTrace
 from tests.helpers import run_processes, thinking, tiny_model, word_tokenizer
 
+pytestmark = pytest.mark.alone
+
 # Limits apart: a process that needed the other's shards at every step would wait for ever.
 LIMITS = (4, 9)
 ROLL = """

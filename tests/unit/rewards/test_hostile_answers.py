@@ -102,6 +102,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_the_battery() -> None:
     """The figures of the issue: at least 60, within 60 seconds on two workers, no growth."""

@@ -16,6 +16,8 @@ from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.phases import Markers, ThinkingPhases
 from tests.helpers import thinking, word_tokenizer
 
+pytestmark = pytest.mark.alone
+
 LENGTH, WINDOW, COLUMNS = 32_768, 4096, 5
 
 

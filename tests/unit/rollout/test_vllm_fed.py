@@ -73,6 +73,7 @@ def test_a_step_takes_no_more_than_100_bytes_at_the_peak(long):
     assert 8 * K + 1 <= num_bytes <= 100
 
 
+@pytest.mark.alone
 def test_a_step_takes_no_longer_after_many_than_after_few(long):
     """By turns with a request that has just begun: what disturbs one disturbs both."""
     thoughts, _ = long
