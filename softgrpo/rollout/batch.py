@@ -48,6 +48,8 @@ class _Rows:
 
     Attributes:
         known_starts: The cache's ``starts``, the very list.
+        known_stops: The phases' ``num_stopped``.
+        next_limit: The batch's step at which the first of them will be at its limit.
         thinks: [N] bool, on the host.
         order: As ``steps.order_of`` gives it, or None; from here on, on the device.
         numbers: [N] int64.
@@ -57,6 +59,8 @@ class _Rows:
     """
 
     known_starts: list[int]
+    known_stops: int
+    next_limit: int
     thinks: np.ndarray
     order: Tensor | None
     numbers: Tensor
@@ -102,7 +106,7 @@ class DecodingBatch:
         self._waiting = deque(sorted(range(len(requests)), key=lambda place: -limits[place]))
         self._running = nobody = np.zeros(0, dtype=np.int64)  # numbers, in the cache's order
         nothing = torch.from_numpy(nobody).to(self.device)
-        self._rows = _Rows([], nobody > 0, None, nothing, nothing, False, (nothing, nothing))
+        self._rows = _Rows([], 0, 0, nobody > 0, None, nothing, nothing, False, (nothing, nothing))
         self._places = [0] * slots  # by number
         self._last = np.zeros(slots, dtype=np.int64)  # by number, the batch's step at its limit
         # By token, whether it ends a sequence. The last place stands for all behind it.
@@ -189,13 +193,10 @@ class DecodingBatch:
         return number
 
     def _send(self, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """Arrays to the device, and with them what it does not know yet of the rows that run.
-
-        Thinking that has ended does not begin again: where as many think as before, the same do.
-        """
-        starts, thinks = self.cache.starts, self._phases.is_thinking[self._running]
-        is_known = starts is self._rows.known_starts
-        if not is_known or np.count_nonzero(thinks) != np.count_nonzero(self._rows.thinks):
+        """Arrays to the device, and with them what it does not know yet of the rows that run."""
+        starts, stops = self.cache.starts, self._phases.num_stopped
+        if starts is not self._rows.known_starts or stops != self._rows.known_stops:
+            thinks = self._phases.is_thinking[self._running]
             arrays |= {"numbers": self._running, "starts": np.array(starts, dtype=np.int64)}
             will_be_soft = thinks & (self.config.policy != "discrete")
             arrays["soft"], arrays["others"] = _split(will_be_soft)
@@ -205,6 +206,8 @@ class DecodingBatch:
         if "numbers" in sent:
             self._rows = _Rows(
                 known_starts=starts,
+                known_stops=stops,
+                next_limit=min(self._last[self._running].tolist(), default=0),
                 thinks=thinks,
                 order=sent.get("order"),
                 numbers=sent["numbers"],
@@ -229,16 +232,16 @@ class DecodingBatch:
                 "the model's logits are not finite at generated step "
                 f"{self._recorder.length(number) + 1}"
             )
-        decide(record, self.config, self._phases, self._running)
+        decide(record, self._phases, self._running)
         self._recorder.add(self._running, record)
         return step, record
 
     def _finish_reasons(self, record: StepRecord) -> dict[int, FinishReason]:
         """The rows that have ended with this step, in order, and why."""
-        is_last = self._last[self._running] == self._recorder.num_steps
-        is_stop = self._is_stop.take(record.tokens, mode="clip")
-        ended = (is_last | is_stop).nonzero()[0].tolist()
-        return {row: "stop" if is_stop[row] else "length" for row in ended}
+        ended = is_stop = self._is_stop.take(record.tokens, mode="clip")
+        if self._recorder.num_steps == self._rows.next_limit:
+            ended = is_stop | (self._last[self._running] == self._rows.next_limit)
+        return {row: "stop" if is_stop[row] else "length" for row in ended.nonzero()[0].tolist()}
 
     def _next(
         self, logits: Tensor, step: SoftStep, record: StepRecord, ended: list[int]

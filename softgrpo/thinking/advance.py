@@ -92,7 +92,7 @@ def advance(
     order = order_of(thinks)
     sent = {} if order is None else upload(logits.device, order=order)
     step, record = draw(logits, noise, config, thinks, sent.get("order"))
-    decide(record, config, phases, numbers)
+    decide(record, phases, numbers)
     sent = upload(logits.device, is_soft=record.is_soft, **decisions(record))
     return settle(step, sent), sent["is_soft"]
 
@@ -126,9 +126,7 @@ def draw(
     return step, record
 
 
-def decide(
-    record: StepRecord, config: ThinkingConfig, phases: ThinkingPhases, numbers: np.ndarray
-) -> None:
+def decide(record: StepRecord, phases: ThinkingPhases, numbers: np.ndarray) -> None:
     """Let the phases take notice of a step, and put into ``record`` what they have changed."""
     progress = phases.update(numbers, record.tokens, record.entropies)
     record.tokens = progress.tokens

@@ -118,6 +118,10 @@ class ThinkingPhases:
     Args:
         markers: The end markers.
         config: Budget and cold stop.
+
+    Attributes:
+        is_thinking: bool, by number.
+        num_stopped: How many sequences have ended their thinking so far.
     """
 
     def __init__(self, markers: Markers, config: ThinkingConfig) -> None:
@@ -126,6 +130,7 @@ class ThinkingPhases:
         self._forced: dict[int, list[int]] = {}  # tokens still to be put in, in order
         self._ended_by: list[ThinkingEnd | None] = []
         self.is_thinking = np.zeros(0, dtype=bool)
+        self.num_stopped = 0
         self._num_left = np.zeros(0, dtype=np.int64)  # steps of the budget
         self._num_cold = np.zeros(0, dtype=np.int64)
         # The last tokens in a ring, the place in it of the next one, and by place the one behind
@@ -214,6 +219,7 @@ class ThinkingPhases:
         """End the thinking of these sequences, where nothing else has ended it just now."""
         for number in numbers[self.is_thinking[numbers]].tolist():
             self.is_thinking[number], self._ended_by[number] = False, how
+            self.num_stopped += 1
             if how != "marker":
                 self._forced[number] = list(self._markers.forced_ids)
 

@@ -43,7 +43,7 @@ class _Thought:
         row = np.full((1, 2 * COLUMNS + 3), 7, dtype=np.float32)
         row[:, -1] = 1
         record = StepRecord(row, np.array([7]), [])
-        decide(record, self.config, self.phases, self.numbers)
+        decide(record, self.phases, self.numbers)
         self.recorder.add(self.numbers, record)
         self.recorder.add_late(rows, [torch.ones(1)])
         return time.thread_time() - start
