@@ -1,11 +1,11 @@
 """Attention of a packed row: every token attends to its ancestors.
 
-As a matrix this mask has S x S elements, and attention under it costs S x S, however little of it
-is ancestry. It is therefore no matrix: ``AncestorMask`` is handed through a model with sdpa
-attention like any mask, and where it reaches torch's attention the row's tokens are laid out by
-sequence again, for the attention alone (see replay.layouts). That costs no more than the padded
-batch's attention, and no model needs to know. (It travels as the mask, not in a global, so that a
-checkpointed layer meets it again in the backward pass.)
+A matrix of who attends to whom has S x S elements, and attention under it costs as much. So
+``AncestorMask`` is not a matrix. A model with sdpa attention passes it on like any mask; when it
+reaches torch's attention, the row's tokens are laid out by sequence again, for that call alone (see
+replay.layouts). This costs no more than the attention of the padded batch, and models need no
+change. It is passed as the mask and not in a global, so that a checkpointed layer has it again in
+the backward pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal
 class AncestorMask(Tensor):
     """A mask [1, 1, S, S] for F.scaled_dot_product_attention that is a layout, not a matrix.
 
-    Anything else a model computes from it raises NotImplementedError: its values are not there.
+    It has no values: anything else that a model computes from it raises NotImplementedError.
     """
 
     placement: Layout
@@ -68,8 +68,8 @@ class AncestorMask(Tensor):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Attention of query [1, H, S, D] to keys and values [1, H', S, D]: [1, H, S, D].
 
-        Where there is a mask transformers' sdpa repeats keys and values for every head of a group;
-        that is undone here, before they are laid out.
+        With a mask, transformers' sdpa repeats keys and values for every head of a group. That is
+        undone here, before they are laid out.
         """
         if self.groups is not None and key.shape[1] == query.shape[1] > self.groups:
             repeats = query.shape[1] // self.groups
@@ -86,7 +86,8 @@ def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> AncestorMas
         model: A causal LM.
         dtype: Of the hidden states.
     """
-    # What transformers' sdpa asks before it repeats anything; a model may do it in its own way.
+    # transformers' sdpa repeats keys and values by this attribute of its layers. A model of another
+    # kind may not have it.
     repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
     heads = model.config.get_text_config().num_key_value_heads if repeats else None
     device = packed.source.device
@@ -96,9 +97,10 @@ def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> AncestorMas
 
 @torch.no_grad()
 def check_packing(model: Any) -> None:
-    """Refuse a model whose attention cannot be told who attends to whom.
+    """Refuse a model whose attention takes no mask of ancestors.
 
-    Its configuration is asked first; then two sequences that begin alike are run both ways.
+    Its configuration is checked first. Then two sequences that begin alike are run both as a batch
+    and as a packed row.
 
     Raises:
         ValueError: Names the attention implementation, the kind of layer, or what differs.

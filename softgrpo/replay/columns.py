@@ -1,7 +1,7 @@
 """Some columns of a product with a vocabulary: logits [N, K] of hidden [N, D] and ids [N, K].
 
 Gathered at once, a head's columns would be [N, K, D]: 16 GB in float32 for 64 thoughts of 8,192
-steps. Here a block of steps at a time is gathered, multiplied and forgotten, forward and backward.
+steps. Here they are gathered and multiplied for a block of steps at a time, forward and backward.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def column_logits(
         block: Numbers of a block [steps, K, D], 32 MiB in float32; about three are alive at a time.
 
     Returns:
-        [N, K], float32 at least; and the weight once more, for its other uses: into what these give
-        it for a gradient this one's is added, where two [V, D] would be held to be summed.
+        The logits [N, K], float32 at least; and the weight again. Whatever else is computed with
+        the weight should use the returned one: the gradient of that use then passes through here,
+        and this product's is added to it in place, without a second [V, D].
     """
     return _ColumnLogits.apply(hidden, weight, ids, block)
 
@@ -74,8 +75,8 @@ class _ColumnLogits(Function):
 def _add_outer_products(out: Tensor, grad: Tensor, hidden: Tensor, ids: Tensor, block: int) -> None:
     """out[ids[n, k]] += grad[n, k] * hidden[n], for all n and k.
 
-    In the order of ids, so that what a row of ``out`` is given is summed in float32 first: adding
-    thousands of small numbers to one in bfloat16, each would be rounded away.
+    Ids are sorted, so that the products for a row of ``out`` are summed in float32 first. Added one
+    by one to a number in bfloat16, thousands of small ones would be rounded away.
     """
     num_columns = ids.shape[1]
     targets, order = ids.flatten().sort()
@@ -83,7 +84,7 @@ def _add_outer_products(out: Tensor, grad: Tensor, hidden: Tensor, ids: Tensor, 
         places, rows = order[part], targets[part]
         products = hidden[places // num_columns].to(grad.dtype)
         products.mul_(grad.flatten()[places][:, None])
-        # Which of the block's rows a product belongs to, counted from 0; unused ones add nothing.
+        # Which of the block's distinct rows a product belongs to, from 0. The other sums stay 0.
         run = F.pad((rows[1:] != rows[:-1]).long().cumsum(0), (1, 0))
         sums = torch.zeros_like(products).index_add_(0, run, products)
         out.index_add_(0, torch.zeros_like(rows).scatter_(0, run, rows), sums.to(out.dtype))

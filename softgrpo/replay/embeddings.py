@@ -1,4 +1,4 @@
-"""Trace + embedding matrix -> the inputs a model saw during the rollout."""
+"""A trace and an embedding module -> the inputs that a model saw during the rollout."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def build_inputs_embeds(
         config: The rollout's settings; the trace refuses others.
 
     Returns:
-        [B, P + T, D]. Detached: the mixing of a soft thought belongs to the environment. For policy
-        ``discrete`` the tokens are looked up with their gradient, as in ordinary training: where
-        the embedding is tied to the head, a detached one would lose half of its gradient.
+        [B, P + T, D]. Detached, because the mixing of a soft thought counts as the environment's.
+        For policy ``discrete`` the tokens are looked up with gradient, as in ordinary training:
+        without, an embedding that is tied to the head would lose a part of its gradient.
     """
     trace.require(config)
     if config.policy == "discrete":

@@ -41,8 +41,8 @@ def replay(
         attention_mask: [B, P + T], 1 at tokens.
         trace: The T recorded steps.
         objective: The density, and the rollout's settings, which must be the trace's.
-        share_prompts: One row without padding, in which what prompts have in common is computed
-            once (see replay.packing). The same numbers.
+        share_prompts: Compute one row without padding, in which the common beginnings of prompts
+            stand once (see replay.packing). The results are the same.
 
     Returns:
         Replayed with logps and entropies [B, T] in nats; 0 where attention_mask is 0.
@@ -51,7 +51,7 @@ def replay(
     embedding = model.get_input_embeddings()
     inputs = build_inputs_embeds(input_ids, trace, embedding, objective.config)
     if torch.is_grad_enabled() and not inputs.requires_grad:
-        # Reentrant gradient checkpointing drops a block none of whose inputs needs a gradient.
+        # Reentrant checkpointing gives a block no gradient if none of its inputs needs one.
         inputs.requires_grad_(bool(getattr(model, "is_gradient_checkpointing", False)))
     mask = attention_mask[:, -num_steps:].bool()
     if share_prompts:
@@ -91,7 +91,7 @@ def add_replay(model: Any, objective: Objective, share_prompts: bool = False) ->
             return original(*args, **kwargs)
         batch = kwargs["input_ids"], kwargs["attention_mask"]
         replayed = replay(self, *batch, trace, objective, share_prompts)
-        # A dict: FSDP2 and DDP look into it for the tensors whose backward they must see.
+        # A dict: FSDP2 and DDP look into it for the tensors whose backward they hook.
         return replayed._asdict()
 
     model.forward = types.MethodType(forward, model)

@@ -55,14 +55,14 @@ class OutputHead:
         return self.columns(hidden, ids)[0]
 
     def columns(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, OutputHead]:
-        """As ``logits_at``; and the head for what else is computed with it, see column_logits."""
+        """``logits_at``, and the head for whatever else is computed (see column_logits)."""
         logits, weight = column_logits(hidden, self.weight, ids.long())
         if self.bias is not None:
             logits = logits + self.bias[ids.long()].to(logits.dtype)
         return self.finish(logits), replace(self, weight=weight)
 
     def finish(self, logits: Tensor) -> Tensor:
-        """What the model does to its product: the scale, then the cap; any columns."""
+        """The model's scale, then its cap, on the product of any columns."""
         if self.scale != 1.0 or self.softcap is not None:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
@@ -74,10 +74,10 @@ class OutputHead:
 
 @torch.no_grad()
 def check_model(model: Any) -> None:
-    """Prove that a model's logits are its head of its hidden states, from embeddings alone.
+    """Refuse a model whose logits are not its output head's, of hidden states from embeddings.
 
-    Runs three tokens through the model each way. What fails here (per-layer embeddings, an
-    encoder-decoder, a head that does more) would make a replay compute another density.
+    Three tokens are run both ways. A model that fails (per-layer embeddings, an encoder-decoder, a
+    head that does more) would be given a wrong density by a replay.
 
     Raises:
         ValueError: Names the model class and what differs.

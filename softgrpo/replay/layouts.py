@@ -1,16 +1,16 @@
 """How the tokens of a packed row attend: laid out by sequence again, for the attention alone.
 
-Three layouts compute the same function of the same numbers. Each takes the row's queries, keys and
-values and gives every token the result of its ancestors:
+There are three layouts, with the same results. Each takes the row's queries, keys and values, and
+lets every token attend to its ancestors:
 
 - ``Blocks``: distinct prompts among themselves, then blocks of completion tokens over prompt and
   completion, under masks. The plain way, and the fastest for short sequences on a CPU. Its masks
   grow with the square of the length.
-- ``Paths``: every sequence by itself, causally, prompt included. No mask, so what is kept for the
-  backward pass grows with the tokens; the queries of a shared prompt are computed by each sequence.
-- ``Varlen``: prompts and completions in one call of torch's variable-length flash attention. No
-  mask and nothing twice; NVIDIA's GPUs from Ampere on, in half precision. Its kernel has not been
-  run: only what is handed to it has been tested.
+- ``Paths``: every sequence by itself, causally, prompt included. It has no mask: what is kept for
+  the backward pass grows with the tokens. A shared prompt attends once for each of its sequences.
+- ``Varlen``: prompts and completions in one call of torch's variable-length flash attention. It has
+  no mask, and each token attends once. For NVIDIA's GPUs from Ampere on, in half precision. The
+  kernel has not been run: only its arguments have been tested.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from softgrpo.modeling.attention import attend_in_groups
 from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.packing import Packed
 
-# On a CPU completions of so many tokens attend without masks, unless prompts are longer still.
+# On a CPU, completions of at least so many tokens attend without masks, unless a prompt is longer.
 _LONG = 1024
 
 
@@ -188,7 +188,7 @@ class Paths:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """See Layout.attend."""
-        if query.device.type != "cpu":  # kernels without a mask that take groups: half precision's
+        if query.device.type != "cpu":  # only kernels for half precision take groups without a mask
             repeats = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
         parts = [x.index_select(0, self.tokens).split(self.lengths) for x in (query, key, value)]
@@ -263,7 +263,7 @@ class Varlen:
                 f"attention_dropout={options['dropout_p']}: packed rows attend without dropout on "
                 "a GPU; set it to 0, or share_prompts: false"
             )
-        # Autocast does not know the kernel.
+        # Autocast does not cast for this kernel.
         query, key, value = (x.to(product_dtype(x.device, x.dtype)) for x in (query, key, value))
         output = self.kernel(
             query.index_select(0, self.queries),
@@ -293,7 +293,7 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _places(tokens: np.ndarray) -> np.ndarray:
-    """For each packed token one of the places where it stands among ``tokens``, which has all."""
+    """For each packed token one of its places in ``tokens``, which holds each at least once."""
     places = np.empty(tokens.max() + 1, dtype=np.int64)
     places[tokens] = np.arange(len(tokens))
     return places

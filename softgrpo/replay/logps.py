@@ -1,8 +1,8 @@
 """Recorded steps under a model: hidden states or logits + trace -> per-step log-densities.
 
 At a soft step only the recorded columns of the head are computed: renormalising over them cancels
-the full-vocabulary log-sum-exp. At an ordinary token the log-softmax is taken in chunks of tokens.
-So no [tokens, V] tensor ever exists at soft steps, nor a whole one anywhere.
+the full-vocabulary log-sum-exp. At ordinary tokens the log-softmax is taken in chunks. So logits of
+the whole vocabulary are never made for soft steps, and never for all tokens at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Embed = Callable[[Tensor], Tensor]
 
 
 class Replayed(NamedTuple):
-    """Per-step results, flat over steps: logps [N] and entropies [N], both in nats."""
+    """Log-densities and entropies of recorded steps, both in nats.
+
+    Each is float, [N] of N steps, or [B, T] of a batch with 0 where there is no step.
+    """
 
     logps: Tensor
     entropies: Tensor
@@ -101,7 +104,7 @@ def replay_logits(
     logps = logits.new_zeros(len(logits), dtype=dtype)
     ids, soft, tokens = steps.ids.long(), steps.soft, steps.tokens
     if len(soft):
-        # Gathered before rows are chosen, which would copy them whole.
+        # Columns first: choosing rows would copy them with all of their columns.
         columns = logits.gather(-1, ids)[soft].to(dtype)
         edge = densities.clamp_edge(product_dtype(logits.device, logits.dtype))
         replayed = _soft_steps(columns, steps, objective, edge, embed)
@@ -139,8 +142,8 @@ def replay_steps(
     entropies = torch.zeros_like(logps)
     soft, tokens = steps.soft, steps.tokens
     parts = []
-    # Soft steps also where there are none, but for ordinary GRPO: a sharded embedding is called as
-    # often in every process, and the head is in the graph of every pass.
+    # Also if no step is soft, except in ordinary GRPO: every process must call a sharded embedding
+    # equally often, and the head must be in the graph of every pass.
     if objective.density != "token":
         columns, head = head.columns(hidden[soft], steps.ids[soft])
         edge = densities.clamp_edge(product_dtype(hidden.device, hidden.dtype))
@@ -159,7 +162,7 @@ def replay_steps(
 def _soft_steps(
     columns: Tensor, steps: Steps, objective: Objective, edge: float, embed: Embed | None
 ) -> Replayed:
-    """Of the soft ones among some steps, by their columns' logits [S, K]."""
+    """Log-densities and entropies of the soft ones among some steps, from their logits [S, K]."""
     rows = steps.soft
     logits = columns / objective.config.temperature
     scores, support = steps.scores[rows], steps.support[rows]

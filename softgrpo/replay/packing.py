@@ -1,9 +1,10 @@
-"""One row for a whole micro-batch, every token once: prompts that begin alike are computed once.
+"""A micro-batch as one row, in which prompts that begin alike are computed once.
 
-The G samples of a prompt, and few-shot examples in front of every question, make most tokens of a
-GRPO micro-batch copies. Here the prompts become a tree whose leaves the completions hang on, laid
-out in one row without padding; each token attends to its ancestors alone (see replay.ancestors), so
-the result is that of the padded batch, at the price of its distinct tokens.
+Most tokens of a GRPO micro-batch are copies: a prompt has G samples, and the same few-shot examples
+stand in front of every question. Here the prompts are a tree, and each completion follows the last
+token of its prompt. The tree is laid out in one row without padding. A token attends to its
+ancestors alone (see replay.ancestors), so the results are those of the padded batch, computed for
+its distinct tokens only.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch of B sequences as one row of S tokens. Who stands where is kept on the host.
+    """A micro-batch of B sequences as one row of S tokens.
 
     Attributes:
         source: [S] int64, index of each token in the flattened [B * L] batch.
         positions: [S] int64, its position in its own sequence.
         predictor: [N] int64, for each completion token of the batch (in row-major order of its
             mask), the packed token whose hidden state predicts it.
-        paths: For each sequence the packed tokens of prompt and completion in order, int64.
+        paths: For each sequence the packed tokens of prompt and completion in order, int64; on the
+            host, as all that follows.
         prompt_lengths: For each sequence the tokens of its prompt.
         leaders: One sequence for every distinct prompt.
     """

@@ -1,9 +1,9 @@
 """Log-probabilities and entropies of ordinary tokens, from logits or from hidden states.
 
-Written with torch's own operations, a dozen tensors as large as the logits would come and go, and
-on a CPU their memory traffic costs more than the head's product. Here a block of rows at a time
-goes through all of the arithmetic while it is in cache, forward and backward; what is kept for the
-backward pass are the logits themselves, or, where they are many, the hidden states.
+torch's own operations would make a dozen tensors as large as the logits, and on a CPU that memory
+traffic costs more than the head's product. Here all of the arithmetic is done for one block of rows
+at a time, while it is in cache, forward and backward. The logits are kept for the backward pass or,
+where they are many, the hidden states.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from softgrpo.modeling.kernels import product_dtype
 from softgrpo.replay.head import OutputHead
 from softgrpo.thinking.blocks import row_blocks, spans
 
-# exp of it is 0, as is that of -inf; but 0 times it is 0 as well.
+# Stands for -inf: its exp is 0 too, but 0 * _FAR is 0 and not NaN.
 _FAR = -1e4
 
 
 def tokens_from_hidden(
     hidden: Tensor, head: OutputHead, labels: Tensor, temperature: float, chunk: int = 2**24
 ) -> tuple[Tensor, Tensor]:
-    """As ``token_logps`` of the head's logits, of which only so many exist at a time.
+    """``token_logps`` of the head's logits, of which a chunk is made at a time.
 
     Args:
         hidden: [N, D] float, with gradient.
         head: The output head.
         labels: [N] int64.
         temperature: > 0.
-        chunk: Logits made at a time, 64 MiB in float32. Twice as many are kept for the backward
-            pass; where there are more they are made again.
+        chunk: Logits made at a time, 64 MiB in float32. If there are no more than twice as many,
+            they are kept for the backward pass; else it makes them again.
     """
     if len(hidden) * head.weight.shape[0] <= 2 * chunk:
         return token_logps(head.logits(hidden), labels, temperature)
