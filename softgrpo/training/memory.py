@@ -1,16 +1,14 @@
-"""Says that a run will outgrow its memory, while it still runs: a kernel kills without a word.
+"""Warns of a run that will outgrow its memory: the kernel would kill it without a message.
 
 After the first update's backward passes, and before the optimizer's first step, the process has
-held nearly all that it will hold. What is still to come can be counted: the optimizer's moments,
-which its first step makes, and the activations of larger passes, where a budget allows them. An
-estimate: it warns, and changes nothing.
+held nearly all that it will hold. What is still to come is estimated: the optimizer's moments,
+which its first step makes, and the activations of larger passes, where a budget allows them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +19,24 @@ from transformers import TrainerCallback
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What one process needs, in bytes.
+def shortage(peak: int, moments: int | None, activations: int, allowed: int) -> str | None:
+    """What to say of a process whose second update will need more than there is; None: nothing.
 
-    Attributes:
-        peak: The most that it has held.
-        moments: Those the optimizer has still to make; None: not known.
-        activations: Of passes up to the budget, beyond those of the largest pass so far.
-        allowed: The most that it can hold.
+    Args:
+        peak: The most bytes that it has held.
+        moments: Bytes that the optimizer has still to make; None: not known.
+        activations: Bytes of passes up to the budget, beyond those of the largest pass so far.
+        allowed: The most bytes that it can hold.
     """
-
-    peak: int
-    moments: int | None
-    activations: int
-    allowed: int
-
-    @property
-    def is_too_much(self) -> bool:
-        """Whether the second update will need more than there is."""
-        return self.peak + (self.moments or 0) + self.activations > self.allowed
-
-    def __str__(self) -> str:
-        moments = "unknown" if self.moments is None else _gib(self.moments)
-        return (
-            f"a process has held {_gib(self.peak)}, and still to come are optimizer moments "
-            f"({moments}) and activations of larger passes ({_gib(self.activations)}), but it can "
-            f"hold {_gib(self.allowed)}"
-        )
+    if peak + (moments or 0) + activations <= allowed:
+        return None
+    return (
+        f"memory may not suffice for the second update: a process has held {_gib(peak)}, and still "
+        f"to come are optimizer moments ({'unknown' if moments is None else _gib(moments)}) and "
+        f"activations of larger passes ({_gib(activations)}), but it can hold {_gib(allowed)}; "
+        "less is needed with a lower train_batch_tokens, gradient_checkpointing: true, lora, or "
+        "rollout_dtype: model"
+    )
 
 
 class MemoryWatch(TrainerCallback):
@@ -82,18 +70,14 @@ class MemoryWatch(TrainerCallback):
         activations = 0
         if self._before is not None and self._max_tokens is not None:
             (start, peak_before), (_, peak) = self._before, now
-            # Where the rollout had held more, these passes are not what the peak is made of.
+            # If the peak did not grow in these passes, it says nothing about them.
             grown = peak - start - gradient_bytes(optimizer) if peak > peak_before else 0
             activations = more_activations(grown, self._num_tokens, self._max_tokens)
-        estimate = Estimate(
+        message = shortage(
             now[1], moment_bytes(optimizer), activations, allowed(self._device, now[0])
         )
-        if estimate.is_too_much and state.is_world_process_zero:
-            _logger.warning(
-                "memory may not suffice for the second update: %s; less is needed with a lower "
-                "train_batch_tokens, gradient_checkpointing: true, lora, or rollout_dtype: model",
-                estimate,
-            )
+        if message and state.is_world_process_zero:
+            _logger.warning(message)
 
 
 def more_activations(num_bytes: int, num_tokens: int, max_tokens: int) -> int:
