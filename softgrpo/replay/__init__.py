@@ -1,6 +1,5 @@
 """A trace under a model: inputs rebuilt, log-densities of the recorded steps."""
 
-from softgrpo.modeling.inputs import mix, position_ids
 from softgrpo.replay.ancestors import check_packing
 from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.forward import add_replay, replay
@@ -22,9 +21,7 @@ __all__ = [
     "check_packing",
     "logps_from_hidden",
     "logps_from_logits",
-    "mix",
     "pack",
-    "position_ids",
     "replay",
     "replay_steps",
 ]

@@ -143,20 +143,17 @@ class Blocks:
         results = [prompts.transpose(1, 2).flatten(0, 1)]
         queries = _rows(query, self.completions)
         keys, values = _rows(key, self.paths), _rows(value, self.paths)
-        parts = []
-        first = 0
-        for seen in self.seen:
-            last, num_keys = first + seen.shape[2], seen.shape[-1]
-            parts.append(
-                attend_in_groups(
-                    queries[:, :, first:last],
-                    keys[:, :, :num_keys],
-                    values[:, :, :num_keys],
-                    seen,
-                    **options,
-                )
+        blocks = queries.split([seen.shape[2] for seen in self.seen], dim=2)
+        parts = [
+            attend_in_groups(
+                block,
+                keys[:, :, : seen.shape[-1]],
+                values[:, :, : seen.shape[-1]],
+                seen,
+                **options,
             )
-            first = last
+            for block, seen in zip(blocks, self.seen, strict=True)
+        ]
         if parts:
             results.append(torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1))
         return torch.cat(results).index_select(0, self.places)

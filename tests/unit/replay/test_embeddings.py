@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from softgrpo.replay import build_inputs_embeds, mix
+from softgrpo.modeling.inputs import mix
+from softgrpo.replay import build_inputs_embeds
 from softgrpo.thinking import MIXERS
 from tests.helpers import batch_of, roll_out, thinking, tiny_model
 
