@@ -186,6 +186,7 @@ def _train(options: argparse.Namespace, kind: str, folder: str, dtype: str, beta
     from softgrpo.models import resolve_model
     from softgrpo.thinking.trace import from_tokens
     from softgrpo.training import SofTGRPOConfig, SofTGRPOTrainer
+    from softgrpo.training.metrics import thinking_metrics
 
     rollouts = torch.load(Path(folder) / "rollouts.pt", weights_only=False)
     samples: dict[int, list[Any]] = defaultdict(list)
@@ -227,7 +228,7 @@ def _train(options: argparse.Namespace, kind: str, folder: str, dtype: str, beta
                 self._trace = SoftTrace.cat([rollout.trace for rollout in drawn])
             else:
                 self._trace = from_tokens(tokens, self.args.thinking)
-            self._log_thinking(drawn, "train")
+            self._log(thinking_metrics(drawn, self._trace, self.args.thinking, self.accelerator))
             return tokens, [rollout.logps for rollout in drawn]
 
     model, tokenizer = load_model(MODEL)

@@ -1,11 +1,11 @@
-"""The engine that a config names, over the model that is trained."""
+"""The engine that a config names, over the model that is trained, and the dtype of its rollouts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_peft_model
 
 from softgrpo.rollout import TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
@@ -14,31 +14,27 @@ from softgrpo.training.config import SofTGRPOConfig
 if TYPE_CHECKING:
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def make_engine(
-    args: SofTGRPOConfig,
-    policy: Any,
-    tokenizer: Any,
-    *,
-    eos_token_ids: Sequence[int],
-    dtype: torch.dtype | None,
-    device: torch.device,
-    is_adapted: bool,
-) -> TransformersEngine | VLLMEngine | VLLMServerEngine:
+
+def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | VLLMServerEngine:
     """The engine of ``args.engine``.
 
     Args:
-        args: The run's.
+        trainer: Whose config, tokenizer and accelerator it is made from.
         policy: The causal LM that is trained.
-        tokenizer: Its tokenizer.
-        eos_token_ids: Tokens that end a sequence.
-        dtype: Of the rollouts (see precision.py); None lets the model itself generate.
-        device: Where the model will be: FSDP2's is still on the CPU.
-        is_adapted: Whether adapters are trained (LoRA).
 
     Raises:
         ValueError: vLLM with adapters.
     """
+    args: SofTGRPOConfig = trainer.args
+    tokenizer, eos_token_ids = trainer._tokenizer, trainer.eos_token_ids
+    device = trainer.accelerator.device  # FSDP2's model is still on the CPU
+    precision = trainer.accelerator.mixed_precision
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = rollout_dtype(
+        args.rollout_dtype, policy.dtype, autocast, device, trainer.is_fsdp_enabled
+    )
     if args.engine == "transformers":
         return TransformersEngine(
             policy,
@@ -49,7 +45,7 @@ def make_engine(
             max_batch_tokens=args.rollout_batch_tokens,
             eos_token_ids=eos_token_ids,
         )
-    if is_adapted:
+    if is_peft_model(trainer.model):
         raise ValueError(
             f"engine={args.engine!r} is not supported with LoRA by softgrpo: write engine: "
             "transformers"
@@ -73,3 +69,29 @@ def make_engine(
         source=policy,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,  # a CPU's memory too
     )
+
+
+def rollout_dtype(
+    wanted: str,
+    weights: torch.dtype,
+    autocast: torch.dtype | None,
+    device: torch.device,
+    is_sharded: bool,
+) -> torch.dtype | None:
+    """The dtype of the copy of the model that makes the rollouts; None: no copy, the model does.
+
+    On an accelerator autocast would cast float32 weights again in every decoding step. On a CPU the
+    engine keeps weights for decoding anyhow. A sharded model always needs a copy, in one piece:
+    sequences end at different steps, and a process that is still decoding when the others have
+    ended would wait for their shards for ever.
+
+    Args:
+        wanted: ``auto``, ``model`` or a name of DTYPES.
+        weights: Of the model.
+        autocast: What training casts to, if it does.
+        device: Where rollouts are made.
+        is_sharded: Whether training shards the model (FSDP2).
+    """
+    is_cast = device.type != "cpu" and weights == torch.float32
+    dtype = autocast if wanted == "auto" and is_cast else DTYPES.get(wanted)
+    return weights if dtype is None and is_sharded else dtype

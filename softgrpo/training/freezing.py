@@ -1,7 +1,7 @@
 """Parameters that a soft thought gives no gradient.
 
-Its inputs are looked up without gradient (see replay.embeddings), so the input embedding learns as
-the output head alone. Where it is not the head it would only be carried along: DDP waits for its
+A thought's inputs are looked up without gradient (see replay.embeddings). So an input embedding
+learns only if it is the output head as well. If it is not, it is frozen: DDP would wait for its
 gradient for ever, and an optimizer may keep two moments of it.
 """
 
@@ -32,3 +32,14 @@ def freeze_input_embedding(model: Any) -> list[nn.Parameter]:
     for parameter in frozen:
         parameter.requires_grad_(False)
     return frozen
+
+
+def frozen_message(frozen: list[nn.Parameter]) -> str | None:
+    """What to say of parameters that have been frozen; None: nothing."""
+    if not frozen:
+        return None
+    return (
+        f"{sum(parameter.numel() for parameter in frozen):,} parameters of the input embedding are "
+        "frozen: the inputs of a soft thought are looked up without gradient, and the output head "
+        "does not share them"
+    )

@@ -1,22 +1,31 @@
-"""soft/*: how soft the soft steps of some rollouts were, and how their thinking ended."""
+"""soft/*: how soft the soft steps were, how thinking ended, and how exact the replay is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
 from softgrpo.rollout import Rollout
 from softgrpo.thinking import MIXERS, SoftTrace, ThinkingConfig
+from softgrpo.training.micro_batches import Batch
 
 
-def thinking_sums(
-    rollouts: Sequence[Rollout], trace: SoftTrace, config: ThinkingConfig
-) -> list[float]:
-    """Sums over a process's rollouts, to be added up over all processes: see ``thinking_metrics``.
+def thinking_metrics(
+    rollouts: Sequence[Rollout],
+    trace: SoftTrace,
+    config: ThinkingConfig,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Means over the steps, and shares of the sequences, of the rollouts of all processes.
 
     Args:
-        rollouts: The rollouts.
+        rollouts: This process's.
         trace: Theirs, as one.
         config: How they thought.
+        accelerator: Adds up over processes.
     """
     soft = trace.is_soft
     weights = MIXERS[config.policy].weights(trace.scores[soft], trace.support[soft], config)
@@ -30,12 +39,9 @@ def thinking_sums(
         sum(rollout.thinking_ended_by is not None for rollout in rollouts),
         sum(rollout.thinking_ended_by in ("budget", "cold_stop") for rollout in rollouts),
     ]
-    return [float(x) for x in sums]
-
-
-def thinking_metrics(sums: Sequence[float]) -> dict[str, float]:
-    """What is logged, from the sums: means over steps, and shares of sequences."""
-    num_soft, num_steps, effective, largest, size, count, num_closed, num_forced = sums
+    local = torch.tensor([float(x) for x in sums], device=accelerator.device)
+    total = accelerator.reduce(local, reduction="sum").tolist()
+    num_soft, num_steps, effective, largest, size, count, num_closed, num_forced = total
     metrics = {
         "soft/share_of_steps": num_soft / max(num_steps, 1),
         "soft/thinking_closed": num_closed / count,
@@ -46,3 +52,20 @@ def thinking_metrics(sums: Sequence[float]) -> dict[str, float]:
         metrics["soft/max_weight"] = largest / num_soft
         metrics["soft/support_size"] = size / num_soft
     return metrics
+
+
+def gap_metrics(logps: Tensor, batch: Batch, accelerator: Accelerator) -> dict[str, float]:
+    """The trainer's log-densities against the rollout's: numerical error, if the weights are one.
+
+    Args:
+        logps: [B, T] float, the trainer's, in nats.
+        batch: Has the rollout's.
+        accelerator: Gathers over processes.
+    """
+    gap = (logps - batch["sampling_per_token_logps"]).abs()[batch["completion_mask"].bool()]
+    largest = gap.max() if len(gap) else gap.new_zeros(())
+    mean = gap.mean() if len(gap) else gap.new_zeros(())
+    return {
+        "soft/logp_gap_max": accelerator.gather(largest).max().item(),
+        "soft/logp_gap_mean": accelerator.gather(mean).mean().item(),
+    }

@@ -1,11 +1,12 @@
-"""A rollout's batches dealt out for the passes through the model: by length, prompt and tokens.
+"""Batches with their traces: dealt out by length and prompt, and run in passes of so many tokens.
 
 A batch here is TRL's: a dict of tensors with one row a sequence, and scalars that all share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softgrpo.replay import Replayed
 from softgrpo.thinking import SoftTrace, ThinkingConfig
 
 Batch = dict[str, Any]
 _TRACE_PREFIX = "trace_"
-# Where completions are so many times as long as their prompts, processes that wait for one another
-# lose more by keeping prompts together than sharing these saves (simulated in its test).
+# Where completions have so many times the tokens of their prompts, several processes lose more by
+# waiting for one another than they save by sharing prompts (simulated in the test).
 _DWARFED = 4
+# Losses whose normaliser is the number of sequences in a micro-batch (or holds it as a factor).
+_MEANS_OVER_SEQUENCES = ("grpo", "sapo", "luspo", "dr_grpo")
 
 
 def trace_columns(trace: SoftTrace) -> Batch:
@@ -27,20 +31,53 @@ def trace_columns(trace: SoftTrace) -> Batch:
     return {f"{_TRACE_PREFIX}{name}": value for name, value in trace.tensors().items()}
 
 
-def trace_of(batch: Batch, config: ThinkingConfig) -> SoftTrace:
-    """The trace that a batch carries: the inverse of ``trace_columns``."""
+def model_inputs(batch: Batch, config: ThinkingConfig) -> dict[str, Any]:
+    """A batch as the arguments of a model that replays (see ``add_replay``)."""
     tensors = {
         name.removeprefix(_TRACE_PREFIX): value
         for name, value in batch.items()
         if name.startswith(_TRACE_PREFIX)
     }
-    return SoftTrace(**tensors, settings=config.replay_settings())
+    return {
+        "input_ids": torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+        "attention_mask": torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        "trace": SoftTrace(**tensors, settings=config.replay_settings()),
+    }
+
+
+def as_batch(input_ids: Tensor, attention_mask: Tensor, trace: SoftTrace) -> Batch:
+    """The inverse of ``model_inputs``: the last columns, as many as a trace's, are completions."""
+    start = input_ids.shape[1] - trace.num_steps
+    return trace_columns(trace) | {
+        "prompt_ids": input_ids[:, :start],
+        "prompt_mask": attention_mask[:, :start],
+        "completion_ids": input_ids[:, start:],
+        "completion_mask": attention_mask[:, start:],
+    }
+
+
+def is_sum_over_sequences(trainer: Any) -> bool:
+    """Whether an update's gradient is the same however its sequences are split.
+
+    It is where each has its own share of the loss, and not where something is averaged over the
+    tokens of a micro-batch.
+    """
+    return (
+        trainer.loss_type != "bnpo"
+        and trainer.top_entropy_quantile == 1.0
+        and not trainer._entropy_bonus_enabled
+    )
+
+
+def weight_of_part(trainer: Any, num_sequences: int, num_all: int) -> float:
+    """What the loss of some sequences of a micro-batch counts in that of all."""
+    return num_sequences / num_all if trainer.loss_type in _MEANS_OVER_SEQUENCES else 1.0
 
 
 def sharing_pays(batches: list[Batch]) -> bool:
     """Whether several processes should keep the sequences of a prompt together, to compute it once.
 
-    They go through their batches in step, so each waits for the one whose sequences are longest.
+    They go through their batches in step, so each waits for the one with the longest sequences.
     """
     if len(batches[0]["prompt_ids"]) == 1:
         return False
@@ -48,16 +85,22 @@ def sharing_pays(batches: list[Batch]) -> bool:
     return _DWARFED * prompts > sum(int(batch["completion_mask"].sum()) for batch in batches)
 
 
-def deal_out(batches: list[Batch], keeps_prompts: bool) -> list[Batch]:
+def deal_out(batches: list[Batch], num_together: int, keeps_prompts: bool) -> list[Batch]:
     """The sequences of some batches of one size, dealt out again, long ones first.
 
     So the n-th batches of all processes are alike in length, and the first one needs the most
     memory.
 
     Args:
-        batches: Of one update, whose gradient must be a sum over sequences.
+        batches: Of updates whose gradient is a sum over sequences.
+        num_together: So many consecutive ones are of one update, and exchange their sequences.
         keeps_prompts: Sequences of a prompt follow one another, at the place of the longest.
     """
+    groups = (batches[i : i + num_together] for i in range(0, len(batches), num_together))
+    return [batch for group in groups for batch in _deal_out_one_update(group, keeps_prompts)]
+
+
+def _deal_out_one_update(batches: list[Batch], keeps_prompts: bool) -> list[Batch]:
     prompts = [tuple(row) for batch in batches for row in batch["prompt_ids"].tolist()]
     lengths = torch.cat([b["prompt_mask"].sum(1) + b["completion_mask"].sum(1) for b in batches])
     keys = [(-length, prompt) for length, prompt in zip(lengths.tolist(), prompts, strict=True)]
@@ -101,14 +144,14 @@ def plan_passes(sizes: Tensor, max_tokens: int, shares_prompts: bool) -> list[li
         For each process its passes.
     """
     count = sizes.shape[1]
-    processes = [[(i, *row) for i, row in enumerate(rows)] for rows in sizes.tolist()]
+    processes = [list(enumerate(rows)) for rows in sizes.tolist()]
     if not shares_prompts:  # sequences of one length pad each other least
         for rows in processes:
-            rows.sort(key=lambda row: row[2] + row[3])
+            rows.sort(key=lambda row: sum(row[1][1:]))
 
     def fit(start: int, end: int) -> bool:
-        parts = (rows[start:end] for rows in processes)
-        return all(_num_tokens(part, shares_prompts) <= max_tokens for part in parts)
+        parts = ([size for _, size in rows[start:end]] for rows in processes)
+        return all(num_tokens(part, shares_prompts) <= max_tokens for part in parts)
 
     bounds = [0]
     while bounds[-1] < count:
@@ -117,29 +160,30 @@ def plan_passes(sizes: Tensor, max_tokens: int, shares_prompts: bool) -> list[li
             end += 1
         bounds.append(end)
     return [
-        [[row[0] for row in rows[start:end]] for start, end in pairwise(bounds)]
+        [[row for row, _ in rows[start:end]] for start, end in pairwise(bounds)]
         for rows in processes
     ]
 
 
-def num_tokens(batch: Batch, rows: list[int], shares_prompts: bool) -> int:
-    """Tokens of a pass through the model, as ``plan_passes`` counts them."""
-    sizes = row_sizes(batch).tolist()
-    return _num_tokens([(row, *sizes[row]) for row in rows], shares_prompts)
-
-
-def _num_tokens(rows: list[tuple[int, int, int, int]], shares_prompts: bool) -> int:
+def num_tokens(sizes: list[list[int]], shares_prompts: bool) -> int:
+    """Tokens of a pass through the model whose rows have these ``row_sizes``."""
+    prompts, lengths, steps = zip(*sizes, strict=True)
     if shares_prompts:
-        prompts = {prompt: length for _, prompt, length, _ in rows}
-        return sum(prompts.values()) + sum(row[3] for row in rows)
-    return len(rows) * (max(row[2] for row in rows) + max(1, *(row[3] for row in rows)))
+        return sum(dict(zip(prompts, lengths, strict=True)).values()) + sum(steps)
+    return len(sizes) * (max(lengths) + max(1, *steps))
+
+
+def largest_pass(batch: Batch, passes: list[list[int]], shares_prompts: bool) -> int:
+    """The most tokens that one of a batch's passes has."""
+    sizes = row_sizes(batch).tolist()
+    return max(num_tokens([sizes[row] for row in rows], shares_prompts) for rows in passes)
 
 
 def take(batch: Batch, rows: list[int]) -> Batch:
     """These sequences, without the columns in which all of them are padded.
 
-    A completion that is masked whole (``mask_truncated_completions``) is padding, its trace too; of
-    sequences that have no other one column is left.
+    A completion that is masked whole (``mask_truncated_completions``) is padding, and so is its
+    trace. One column of completions is always left.
     """
     index = torch.tensor(rows, device=batch["prompt_ids"].device)
     num_rows, num_steps = batch["completion_ids"].shape
@@ -160,14 +204,36 @@ def take(batch: Batch, rows: list[int]) -> Batch:
     return taken
 
 
-def put_back(parts: Sequence[Tensor], passes: list[list[int]], num_steps: int) -> Tensor:
-    """[B, num_steps]: what the passes found, in the batch's order and padded with 0 again.
+def in_passes(
+    replay: Callable[[Batch], Replayed], batch: Batch, passes: list[list[int]]
+) -> Replayed:
+    """What ``replay`` says of a batch, asked pass by pass.
 
     Args:
-        parts: [rows, steps] of each pass.
-        passes: The rows of each.
-        num_steps: Steps of the batch.
+        replay: A batch to its log-densities and entropies.
+        batch: B sequences.
+        passes: The rows of each pass, all B in any order.
     """
+    parts = zip(*(replay(take(batch, rows)) for rows in passes), strict=True)
+    num_steps = batch["completion_ids"].shape[1]
+    return Replayed(*(_put_back(part, passes, num_steps) for part in parts))
+
+
+def _put_back(parts: tuple[Tensor, ...], passes: list[list[int]], num_steps: int) -> Tensor:
+    """[B, num_steps]: what the passes found, in the batch's order and padded with 0 again."""
     found = torch.cat([F.pad(part, (0, num_steps - part.shape[1])) for part in parts])
     order = torch.tensor([row for rows in passes for row in rows], device=found.device)
     return found[order.argsort()]
+
+
+@contextmanager
+def without_checkpointing(model: Any) -> Iterator[None]:
+    """Let a model's layers keep their activations for the backward pass."""
+    layers = [x for x in model.modules() if getattr(x, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True

@@ -1,20 +1,22 @@
-"""SofTGRPOTrainer: GRPO on soft thoughts. The only file that touches TRL's private methods.
+"""SofTGRPOTrainer: GRPO on soft thoughts. The only file that overrides TRL's private methods.
 
-What differs from GRPOTrainer, and nothing else is overridden:
- 1. rollouts come from an engine of softgrpo.rollout, with the trace of every sequence;
- 2. the trace's tensors ride with the batch through TRL's shuffling, splitting and buffering;
- 3. per-token log-probabilities are the log-densities of the replayed trace;
- 4. tokens nobody drew (a forced end of thinking) are left out of the loss;
- 5. a checkpoint keeps the rollouts that are not used up, so that a resumed run is the same run,
-    but where its config says otherwise: learning rate, schedule, intervals;
- 6. a loss or gradient that is not finite stops the run before it reaches the weights;
- 7. sequences of an update are dealt out anew where the loss is the same: long ones first, as in all
-    processes, and samples of a prompt into one micro-batch, where they share it;
- 8. a micro-batch with more tokens than the budget goes through the model in several passes;
- 9. an input embedding that gets no gradient is frozen;
-10. rewards of the user's are held to finite numbers (see softgrpo.rewards.checked);
-11. a run that will outgrow its memory says so (see memory.py), as does one whose weights are too
-    coarse for their updates (rounding.py).
+What differs from GRPOTrainer, in the order of this file; nothing else is overridden:
+ 1. what is not supported is refused by name (support.py); a reward must be a finite number
+    (softgrpo.rewards.checked); the policy and the reference can replay a trace; a run whose
+    weights are too coarse for their updates says so (rounding.py);
+ 2. rollouts come from an engine of softgrpo.rollout (engines.py), with the trace of every sequence;
+ 3. the trace's tensors are columns of the batch, which TRL shuffles, splits and buffers with the
+    others; tokens that nobody drew (a forced end of thinking) are left out of the loss;
+ 4. per-token log-probabilities are the log-densities of the replayed trace;
+ 5. where the loss allows it, the sequences of an update are dealt out anew (micro_batches.py): long
+    ones first, in all processes alike, and samples of one prompt into one micro-batch, where they
+    share it;
+ 6. a micro-batch with more tokens than the budget goes through the model in several passes
+    (micro_batches.py); a run that will outgrow its memory says so (memory.py);
+ 7. a loss or gradient that is not finite stops the run before it reaches the weights;
+ 8. an input embedding that gets no gradient is frozen (freezing.py);
+ 9. a resumed run is the same run, but where its config says otherwise: learning rate, schedule,
+    intervals (resuming.py).
 Losses, advantages, KL, clipping, PEFT, accelerate, logging and evaluation are TRL's.
 """
 
@@ -26,10 +28,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
@@ -37,51 +38,28 @@ from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from softgrpo.checkpoints import begin, keep_newest, seal
 from softgrpo.files import is_model_card
 from softgrpo.modeling.kernels import without_cudnn
-from softgrpo.replay import add_replay, check_model
+from softgrpo.replay import Replayed, add_replay
 from softgrpo.rollout import Rollout
 from softgrpo.thinking import SoftTrace
-from softgrpo.thinking.phases import Markers
-from softgrpo.training.completions import check_visible, unparsed
+from softgrpo.training import (
+    completions,
+    freezing,
+    micro_batches,
+    resuming,
+    rounding,
+    support,
+)
 from softgrpo.training.config import SofTGRPOConfig
 from softgrpo.training.engines import make_engine
-from softgrpo.training.freezing import freeze_input_embedding
-from softgrpo.training.kept_rollouts import load_rollouts, save_rollouts
 from softgrpo.training.memory import MemoryWatch
-from softgrpo.training.metrics import thinking_metrics, thinking_sums
-from softgrpo.training.micro_batches import (
-    Batch,
-    deal_out,
-    num_tokens,
-    plan_passes,
-    row_sizes,
-    sharing_pays,
-    take,
-    trace_columns,
-    trace_of,
-)
-from softgrpo.training.optimizing import restore_settings, settings_of
-from softgrpo.training.order import EpochSampler, rollout_seed
-from softgrpo.training.passes import replay_in_passes, without_checkpointing
-from softgrpo.training.precision import rollout_dtype
-from softgrpo.training.rounding import keep_results, lost_updates
-from softgrpo.training.support import (
-    checked_rewards,
-    require_supported,
-    require_supported_model,
-    shares_prompts,
-)
-
-if TYPE_CHECKING:
-    pass
+from softgrpo.training.metrics import gap_metrics, thinking_metrics
+from softgrpo.training.micro_batches import Batch
+from softgrpo.training.paper import PAPER
+from softgrpo.training.support import causal_lm
 
 _logger = logging.getLogger(__name__)
-
-
-# Losses whose normaliser is the number of sequences in a micro-batch (or holds it as a factor).
-_MEANS_OVER_SEQUENCES = ("grpo", "sapo", "luspo", "dr_grpo")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -103,18 +81,7 @@ class SofTGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "softgrpo"]
     _name = "SofT-GRPO"
-    _paper = {
-        "title": "SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via "
-        "Gumbel-Reparameterized Soft-Thinking Policy Optimization",
-        "id": "2511.06411",
-        "citation": "@article{zheng2025softgrpo,\n"
-        "    title  = {{SofT-GRPO: Surpassing Discrete-Token LLM Reinforcement Learning via "
-        "Gumbel-Reparameterized Soft-Thinking Policy Optimization}},\n"
-        "    author = {Zheng and Gu and Liu and Teh and Lee},\n"
-        "    year   = 2025,\n"
-        "    eprint = {arXiv:2511.06411},\n"
-        "}",
-    }
+    _paper = PAPER
 
     # Attributes of GRPOTrainer's that its annotations leave open.
     args: SofTGRPOConfig
@@ -122,68 +89,50 @@ class SofTGRPOTrainer(GRPOTrainer):
     max_completion_length: int
     _buffered_inputs: Any
 
+    # What one call of a hook leaves for another, where TRL has no way to pass it.
+    # The trace of the rollouts: from _generate_single_turn, of which TRL takes only tokens and
+    # log-probabilities, until _generate_and_score_completions ends. In between TRL wants the old
+    # policy's and the reference's of _get_per_token_logps_and_entropies, and gives it no batch.
+    _trace: SoftTrace | None = None
+    # Sequences of the evaluation so far: _generate_single_turn is not told which batch it has.
+    _num_eval_sequences = 0
+    # The optimizer step whose weights the engine has. TRL keeps the same of its vLLM.
+    _engine_step = -1
+
+    # 1. What is refused, and what is made
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, **kwargs: Any
     ) -> None:
-        require_supported(args, kwargs)
-        self._trace: SoftTrace | None = None
-        self._gap_reference: Tensor | None = None
-        self._num_eval_sequences = 0
-        self._train_sampler: EpochSampler | None = None
+        support.require_supported(args, kwargs)
         self.on_rollout: Callable[[int, Rollout], object] | None = None
         super().__init__(
-            model=model, reward_funcs=checked_rewards(reward_funcs), args=args, **kwargs
+            model=model, reward_funcs=support.checked_rewards(reward_funcs), args=args, **kwargs
         )
-        require_supported_model(self)
-        if args.train_batch_tokens is not None and not self._is_sum_over_sequences:
-            raise ValueError(
-                "train_batch_tokens: with loss_type bnpo, top_entropy_quantile or an entropy bonus "
-                "the loss averages over a micro-batch's tokens and cannot be computed in parts"
-            )
         policy = causal_lm(self.model)
-        check_model(policy)
-        args.thinking.check_vocabulary(policy.get_output_embeddings().weight.shape[0])
-        self._shares_prompts = shares_prompts(policy, args.share_prompts)
+        support.require_supported_model(self, policy)
+        self._shares_prompts = support.shares_prompts(policy, args.share_prompts)
         add_replay(policy, args.objective, self._shares_prompts)
         if self.ref_model is not None:
             reference = causal_lm(self.accelerator.unwrap_model(self.ref_model))
             add_replay(reference, args.objective, self._shares_prompts)
-        Markers(args.thinking.think_end, self._tokenizer)
         self._memory = MemoryWatch(self.accelerator.device, args.train_batch_tokens)
         self.add_callback(self._memory)
-        self.engine = make_engine(
-            args,
-            policy,
-            self._tokenizer,
-            eos_token_ids=self.eos_token_ids,
-            dtype=self._rollout_dtype(policy),
-            device=self.accelerator.device,
-            is_adapted=is_peft_model(self.model),
-        )
-        check_visible(args.thinking.think_end, self._tokenizer)
-        self._engine_step = -1
-        lost = lost_updates(self.model.parameters(), args.learning_rate)
+        self.engine = make_engine(self, policy)
         # FSDP2 makes float32 masters of what it is to train in another precision.
         has_masters = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
-        if lost and not has_masters and self.is_world_process_zero():
-            _logger.warning(lost)
+        if not has_masters:
+            self._warn(rounding.lost_updates(self.model.parameters(), args.learning_rate))
+
+    def _warn(self, message: str | None) -> None:
+        if message and self.is_world_process_zero():
+            _logger.warning(message)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         # Before any model is sharded: the reference is as soon as it is made.
-        keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
+        rounding.keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
 
-    def _rollout_dtype(self, policy: Any) -> torch.dtype | None:
-        """None lets the model itself generate."""
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return rollout_dtype(
-            self.args.rollout_dtype,
-            policy.dtype,
-            autocast.get(self.accelerator.mixed_precision),
-            self.accelerator.device,
-            self.is_fsdp_enabled,
-        )
-
+    # 2. Rollouts
     def rollout_precision(self) -> AbstractContextManager[Any]:
         """In which the engine is to generate: the trainer's autocast, but a copy has its own dtype.
 
@@ -193,22 +142,15 @@ class SofTGRPOTrainer(GRPOTrainer):
         is_policy = getattr(self.engine, "model", None) is causal_lm(self.model)
         return self.accelerator.autocast() if is_policy else nullcontext()
 
-    # 1. Rollouts
     def _generate_single_turn(
-        self,
-        prompt_ids: list[list[int]],
-        images: Any,
-        multimodal_fields: Any,
-        num_generations: int,
-        has_tool_images: bool = False,
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], list[list[float]]]:
         """TRL's hook: token ids and log-densities, one completion a prompt (they come repeated)."""
-        is_training = self.model.training
         first = self.accelerator.process_index * len(prompt_ids)
-        if is_training:
-            seed = rollout_seed(self.args.seed, self._step // self._generate_every)
+        if self.model.training:
+            seed = resuming.rollout_seed(self.args.seed, self._step // self._generate_every)
         else:  # the same noise at every evaluation: differences are the model's
-            seed = rollout_seed(self.args.seed, -1)
+            seed = resuming.rollout_seed(self.args.seed, -1)
             first += self._num_eval_sequences
             self._num_eval_sequences += len(prompt_ids) * self.accelerator.num_processes
         if self._engine_step != self.state.global_step:
@@ -236,9 +178,9 @@ class SofTGRPOTrainer(GRPOTrainer):
                 objective=self.args.objective,
                 on_finished=self.on_rollout,
             )
-        self._trace = SoftTrace.cat([rollout.trace for rollout in rollouts])
-        self._trace = self._trace.to(self.accelerator.device)
-        self._log_thinking(rollouts, "train" if is_training else "eval")
+        trace = SoftTrace.cat([rollout.trace for rollout in rollouts])
+        self._trace = trace.to(self.accelerator.device)
+        self._log(thinking_metrics(rollouts, self._trace, self.args.thinking, self.accelerator))
         return [r.token_ids for r in rollouts], [r.logps or [] for r in rollouts]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -246,192 +188,124 @@ class SofTGRPOTrainer(GRPOTrainer):
         with without_cudnn():
             return super().evaluation_loop(*args, **kwargs)
 
-    # 2. The trace rides with the batch
+    def _log(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    # 3. The trace rides with the batch
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        with unparsed(self._tokenizer):
+        with completions.unparsed(self._tokenizer):
             output = super()._generate_and_score_completions(inputs)
         assert self._trace is not None
         trace = self._trace.pad(output["completion_ids"].shape[1])
         self._trace = None
-        output |= trace_columns(trace)
-        # 4. Forced tokens were nobody's choice: TRL's tool mask leaves them out of the loss.
-        # Whether to depends on the config, not on this process's sequences: all gather, or none.
+        output |= micro_batches.trace_columns(trace)
+        # TRL's tool mask leaves forced tokens out of the loss. Whether there is one depends on the
+        # config, not on this process's sequences: all gather, or none.
         thinking = self.args.thinking
         if thinking.max_think_tokens is not None or thinking.cold_stop_entropy is not None:
             output["tool_mask"] = (~trace.is_forced).to(output["completion_mask"].dtype)
             kept = (output["completion_mask"] * output["tool_mask"]).sum()
             output["num_items_in_batch"] = self.accelerator.gather(kept).sum()
         if "old_per_token_logps" in output:
-            mask = output["completion_mask"].bool()
-            self._log_gap(output["old_per_token_logps"], output["sampling_per_token_logps"], mask)
+            self._log(gap_metrics(output["old_per_token_logps"], output, self.accelerator))
         if self.args.old_logps == "rollout":
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output
 
+    # 4. Log-densities of the replayed trace
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self._trace = trace_of(inputs, self.args.thinking)
-        on_policy = "old_per_token_logps" not in inputs
-        self._gap_reference = inputs["sampling_per_token_logps"] if on_policy else None
-        try:
-            return super()._compute_loss(model, inputs)
-        finally:
-            self._trace, self._gap_reference = None, None
+        """TRL only passes the model on to the hook below, which gets the results in its place."""
+        replayed = self._replay(model, inputs)
+        if "old_per_token_logps" not in inputs:  # on policy
+            self._log(gap_metrics(replayed.logps.detach(), inputs, self.accelerator))
+        return super()._compute_loss(replayed, inputs)
 
-    # 3. Log-densities of the replayed trace
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **multimodal: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        assert self._trace is not None
-        trace, budget = self._trace.pad(logits_to_keep), self.args.train_batch_tokens
-        if budget is None or torch.is_grad_enabled():  # compute_loss has planned the latter
-            size = batch_size or len(input_ids)
-            if not torch.is_grad_enabled():  # an evaluation's batch may be much larger
-                size = min(size, self.args.per_device_train_batch_size)
-            parts = zip(
-                input_ids.split(size), attention_mask.split(size), trace.split(size), strict=True
-            )
-            logps, entropies = map(
-                torch.cat, zip(*(self._replay(model, *part) for part in parts), strict=True)
-            )
-        else:
-            batch = trace_columns(trace) | {
-                "prompt_ids": input_ids[:, :-logits_to_keep],
-                "prompt_mask": attention_mask[:, :-logits_to_keep],
-                "completion_ids": input_ids[:, -logits_to_keep:],
-                "completion_mask": attention_mask[:, -logits_to_keep:],
-            }
-            logps, entropies = replay_in_passes(
-                partial(self._replay, model), batch, self._passes(batch, budget), self.args.thinking
-            )
-        if self._gap_reference is not None:
-            mask = attention_mask[:, -logits_to_keep:].bool()
-            self._log_gap(logps.detach(), self._gap_reference, mask)
-        return logps, entropies if compute_entropy else None, None
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, None]:
+        """TRL's hook: of the loss and, after rollouts, of the old policy and the reference."""
+        if not isinstance(model, Replayed):
+            assert self._trace is not None
+            trace = self._trace.pad(logits_to_keep)
+            model = self._replay(model, micro_batches.as_batch(input_ids, attention_mask, trace))
+        return model.logps, model.entropies, None
 
-    def _replay(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, trace: SoftTrace
-    ) -> tuple[Tensor, Tensor]:
-        """Log-densities and entropies [B, T] of one pass, in nats; 0 where nothing is scored."""
+    def _replay(self, model: Any, batch: Batch) -> Replayed:
+        """Log-densities of a batch's steps under a model."""
+        if torch.is_grad_enabled():  # the batch is one of compute_loss's passes
+            return self._replay_pass(model, batch)
+        once = partial(self._replay_pass, model)
+        return micro_batches.in_passes(once, batch, self._passes(batch))
+
+    def _replay_pass(self, model: Any, batch: Batch) -> Replayed:
         with self.accelerator.autocast():
-            replayed = model(input_ids=input_ids, attention_mask=attention_mask, trace=trace)
-        return replayed["logps"], replayed["entropies"]
+            replayed = model(**micro_batches.model_inputs(batch, self.args.thinking))
+        return Replayed(**replayed)
 
-    # Metrics of our own
-    def _log_thinking(self, rollouts: list[Rollout], mode: str) -> None:
-        """soft/* of the rollouts of all processes."""
-        assert self._trace is not None
-        sums = thinking_sums(rollouts, self._trace, self.args.thinking)
-        local = torch.tensor(sums, device=self.accelerator.device)
-        total = self.accelerator.reduce(local, reduction="sum").tolist()
-        for name, value in thinking_metrics(total).items():
-            self._metrics[mode][name].append(value)
+    # 5. Micro-batches of like lengths that share prompts
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        batches = self._buffered_inputs
+        if batches is before or not micro_batches.is_sum_over_sequences(self):
+            return inputs
+        # So many consecutive batches of a rollout are sure to be of the same update.
+        num_together = math.gcd(self.args.gradient_accumulation_steps, len(batches))
+        is_alone = self.accelerator.num_processes == 1
+        keeps_prompts = self._shares_prompts and (is_alone or micro_batches.sharing_pays(batches))
+        self._buffered_inputs = micro_batches.deal_out(batches, num_together, keeps_prompts)
+        return self._buffered_inputs[self._step % len(batches)]
 
-    def _log_gap(self, trainer_logps: Tensor, rollout_logps: Tensor, mask: Tensor) -> None:
-        """Rollout against trainer log-densities (nats), same weights: numerical error only."""
-        gap = (trainer_logps - rollout_logps).abs()[mask]
-        largest = gap.max() if len(gap) else gap.new_zeros(())
-        mean = gap.mean() if len(gap) else gap.new_zeros(())
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["soft/logp_gap_max"].append(self.accelerator.gather(largest).max().item())
-        metrics["soft/logp_gap_mean"].append(self.accelerator.gather(mean).mean().item())
+    # 6. Passes within a budget of tokens
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.args.train_batch_tokens is None or not self.model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        passes = self._passes(inputs)
+        largest = micro_batches.largest_pass(inputs, passes, self._shares_prompts)
+        self._memory.before_passes(largest)
+        done = torch.zeros((), device=self.accelerator.device)
+        for rows in passes[:-1]:
+            with self.accelerator.no_sync(model):
+                loss = self._loss_of(model, inputs, rows, *args, **kwargs)
+                self.accelerator.backward(loss)
+            done += loss.detach()
+        return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
 
-    # 5. Checkpoints that resume the same run
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder = Path(self._get_output_dir(trial=trial)) / name
-        if self.args.should_save:
-            begin(folder)
-        self.accelerator.wait_for_everyone()
-        folder.mkdir(parents=True, exist_ok=True)  # on a disk of this process's own
-        save_rollouts(folder / self._rollouts_file(), self._step, self._unused_rollouts())
-        # No older one goes before this one is known to be whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            seal(folder)
-            best = self.state.best_model_checkpoint
-            if limit and limit > 0:
-                keep_newest(folder, limit, Path(best) if best else None)
+    def _passes(self, batch: Batch) -> list[list[int]]:
+        """The rows of this process's passes; every process must ask at the same time."""
+        rows, budget = list(range(len(batch["prompt_ids"]))), self.args.train_batch_tokens
+        if budget is None:  # an evaluation's batch may be much larger than one in training
+            size = self.args.per_device_train_batch_size
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        sizes = self.accelerator.gather(micro_batches.row_sizes(batch)[None])
+        passes = micro_batches.plan_passes(sizes, budget, self._shares_prompts)
+        return passes[self.accelerator.process_index]
 
-    def create_model_card(self, *arguments: Any, **options: Any) -> None:
-        readme = Path(str(self.args.output_dir)) / "README.md"
-        if not readme.exists() or is_model_card(readme):
-            super().create_model_card(*arguments, **options)
+    def _loss_of(
+        self, model: Any, inputs: dict[str, Any], rows: list[int], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The part of a micro-batch's loss that comes from some of its sequences.
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        started = super()._init_training_state(max_steps, *args, **kwargs)
-        # A checkpoint brings the intervals of its own config.
-        self.state.compute_steps(self.args, max_steps)
-        return started
+        One sequence alone can be over the budget: gradient checkpointing is for it only, where
+        nobody said otherwise.
+        """
+        batch = micro_batches.take(inputs, rows)
+        length = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
+        is_long = len(rows) == 1 and length > (self.args.train_batch_tokens or 0)
+        is_spared = self.args.is_checkpointing_auto and not is_long
+        spared = micro_batches.without_checkpointing(causal_lm(self.model))
+        with spared if is_spared else nullcontext():
+            loss = super().compute_loss(model, batch, *args, **kwargs)
+        return loss * micro_batches.weight_of_part(self, len(rows), len(inputs["prompt_ids"]))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        settings = settings_of(self.optimizer)
-        super()._load_optimizer_and_scheduler(checkpoint)
-        changed_rate = restore_settings(self.optimizer, self.lr_scheduler, settings)
-        schedule: Any = self.args.lr_scheduler_type
-        if changed_rate and self.is_world_process_zero():
-            _logger.warning(
-                "the learning rate of step %s is %g and not %g as the checkpoint has it: the "
-                "%s schedule is that of %s steps in all",
-                self.state.global_step + 1,
-                *changed_rate,
-                schedule.value,
-                self.state.max_steps,
-            )
-        path = Path(checkpoint) / self._rollouts_file()
-        self._step, batches = load_rollouts(path, self.accelerator.device)
-        self._buffered_inputs = batches or None
-
-    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
-        sampler: Any = super()._get_train_sampler(dataset)
-        self.args.check_num_prompts(len(sampler.data_source))
-        if not sampler.shuffle:
-            return sampler
-        self._train_sampler = EpochSampler(
-            sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            seed=sampler.seed,
-        )
-        return self._train_sampler
-
-    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
-        # In a resumed epoch of several processes the sampler lies deeper, inside what skips and
-        # what shares the batches, than Trainer and accelerate look for it.
-        if self._train_sampler is not None:
-            self._train_sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
-
-    def _unused_rollouts(self) -> list[dict[str, Tensor]]:
-        """The buffered rollouts, where optimizer steps are still to be made from them."""
-        is_used_up = self._step % self._generate_every == 0
-        return [] if is_used_up else self._buffered_inputs or []
-
-    @property
-    def _generate_every(self) -> int:
-        """Micro-steps that a rollout lasts."""
-        return (self.args.steps_per_generation or 1) * self.num_iterations
-
-    def _rollouts_file(self) -> str:
-        return f"rollouts_{self.accelerator.process_index}.safetensors"
-
-    # 6. Not a number
+    # 7. Not a number
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         with without_cudnn():
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -451,94 +325,62 @@ class SofTGRPOTrainer(GRPOTrainer):
                 "the weights are those of the step before"
             )
 
-    # 7. Micro-batches of like lengths that share prompts
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        is_new = self.model.training and (
-            self._step % self._generate_every == 0 or self._buffered_inputs is None
-        )
-        inputs = super()._prepare_inputs(generation_batch)
-        if not (is_new and self._is_sum_over_sequences):
-            return inputs
-        batches, window = self._buffered_inputs, self._batches_an_update
-        is_alone = self.accelerator.num_processes == 1
-        keeps_prompts = self._shares_prompts and (is_alone or sharing_pays(batches))
-        self._buffered_inputs = [
-            batch
-            for start in range(0, len(batches), window)
-            for batch in deal_out(batches[start : start + window], keeps_prompts)
-        ]
-        return self._buffered_inputs[self._step % len(batches)]
-
-    @property
-    def _is_sum_over_sequences(self) -> bool:
-        """Whether an update's gradient is the same however its sequences are split.
-
-        It is where each has its own share of the loss, and not where something is averaged over
-        the tokens of a micro-batch.
-        """
-        return (
-            self.loss_type != "bnpo"
-            and self.top_entropy_quantile == 1.0
-            and not self._entropy_bonus_enabled
-        )
-
-    @property
-    def _batches_an_update(self) -> int:
-        """How many consecutive batches of a rollout are sure to be of the same update."""
-        return math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation or 1)
-
-    # 8. Passes within a budget of tokens
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if self.args.train_batch_tokens is None or not self.model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        passes = self._passes(inputs, self.args.train_batch_tokens)
-        self._memory.before_passes(
-            max(num_tokens(inputs, rows, self._shares_prompts) for rows in passes)
-        )
-        done = torch.zeros((), device=self.accelerator.device)
-        for rows in passes[:-1]:
-            with self.accelerator.no_sync(model):
-                loss = self._loss_of(model, inputs, rows, *args, **kwargs)
-                self.accelerator.backward(loss)
-            done += loss.detach()
-        return self._loss_of(model, inputs, passes[-1], *args, **kwargs) + done
-
-    def _passes(self, batch: Batch, max_tokens: int) -> list[list[int]]:
-        """The rows of this process's passes; every process must ask at the same time."""
-        sizes = self.accelerator.gather(row_sizes(batch)[None])
-        return plan_passes(sizes, max_tokens, self._shares_prompts)[self.accelerator.process_index]
-
-    def _loss_of(
-        self, model: Any, inputs: dict[str, Any], rows: list[int], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The part of a micro-batch's loss that comes from some of its sequences.
-
-        One sequence alone can be over the budget: gradient checkpointing is for it only, where
-        nobody said otherwise.
-        """
-        batch = take(inputs, rows)
-        length = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
-        is_long = len(rows) == 1 and length > (self.args.train_batch_tokens or 0)
-        is_spared = self.args.is_checkpointing_auto and not is_long
-        with without_checkpointing(causal_lm(self.model)) if is_spared else nullcontext():
-            loss = super().compute_loss(model, batch, *args, **kwargs)
-        is_mean = self.loss_type in _MEANS_OVER_SEQUENCES
-        return loss * len(rows) / len(inputs["prompt_ids"]) if is_mean else loss
-
-    # 9. Parameters without a gradient
+    # 8. Parameters without a gradient
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # Here, and not earlier: PEFT makes adapters trainable again whenever it switches them.
         if self.args.policy != "discrete":
-            frozen = sum(p.numel() for p in freeze_input_embedding(causal_lm(self.model)))
-            if frozen and self.is_world_process_zero():
-                _logger.warning(
-                    "%s parameters of the input embedding are frozen: the inputs of a soft thought "
-                    "are looked up without gradient, and the output head does not share them",
-                    f"{frozen:,}",
-                )
+            frozen = freezing.freeze_input_embedding(causal_lm(self.model))
+            self._warn(freezing.frozen_message(frozen))
         return super()._prepare_for_training(*args, **kwargs)
 
+    # 9. A resumed run is the same run
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / name
+        is_used_up = self._step % self._generate_every == 0
+        batches = [] if is_used_up else self._buffered_inputs or []
+        with resuming.written_whole(folder, self):
+            resuming.save_rollouts(folder, self.accelerator.process_index, self._step, batches)
+            super()._save_checkpoint(model, trial)
 
-def causal_lm(model: Any) -> Any:
-    """The transformers causal LM inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if is_peft_model(model) else model
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        readme = Path(str(self.args.output_dir)) / "README.md"
+        if not readme.exists() or is_model_card(readme):  # else it is the user's
+            super().create_model_card(*args, **kwargs)
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        started = super()._init_training_state(max_steps, *args, **kwargs)
+        # A checkpoint brings the intervals of its own config.
+        self.state.compute_steps(self.args, max_steps)
+        return started
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        settings = resuming.settings_of(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        changed_rate = resuming.restore_settings(self.optimizer, self.lr_scheduler, settings)
+        self._warn(changed_rate and resuming.rate_message(*changed_rate, self.args, self.state))
+        self._step, batches = resuming.load_rollouts(
+            Path(checkpoint), self.accelerator.process_index, self.accelerator.device
+        )
+        self._buffered_inputs = batches or None
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        trls: Any = super()._get_train_sampler(dataset)
+        sampler = resuming.EpochSampler(trls)
+        self.args.check_num_prompts(sampler.num_samples)
+        return sampler
+
+    def _run_epoch(
+        self, model: Any, epoch: int, train_dataloader: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        # Trainer does this after it has put a loader around this one that skips what a resumed
+        # epoch has had; with several processes it then does not find the sampler.
+        train_dataloader.set_epoch(epoch)
+        super()._run_epoch(model, epoch, train_dataloader, *args, **kwargs)
+
+    @property
+    def _generate_every(self) -> int:
+        """Micro-steps that a rollout lasts."""
+        return (self.args.steps_per_generation or 1) * self.num_iterations

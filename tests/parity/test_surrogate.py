@@ -82,15 +82,7 @@ def test_on_policy_the_gradient_is_minus_advantage_times_score(
     trainer._compute_loss(trainer.model, inputs).backward()
     found = gradients(trainer.model)
     trainer.model.zero_grad()
-    tensors = {k.removeprefix("trace_"): v for k, v in inputs.items() if k.startswith("trace_")}
-    from softgrpo.thinking import SoftTrace
-
-    trainer._trace = SoftTrace(**tensors, settings=trainer.args.thinking.replay_settings())
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-    scores, _, _ = trainer._get_per_token_logps_and_entropies(
-        trainer.model, ids, mask, inputs["completion_ids"].shape[1]
-    )
+    scores = trainer._replay(trainer.model, inputs).logps
     steps = inputs["completion_mask"]
     by_sequence = (scores * steps).sum(-1) / steps.sum(-1)
     (-inputs["advantages"] * by_sequence).mean().backward()

@@ -88,28 +88,21 @@ def test_loss_and_every_gradient(name, setting, tmp_path):
 
 
 def test_log_probs_and_entropies(name, tmp_path):
-    results = []
-    for trainer, inputs in _both(name, tmp_path):
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        steps = inputs["completion_ids"].shape[1]
-        if "trace_ids" in inputs:
-            trainer._trace = _trace(trainer, inputs)
-        results.append(
-            trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, mask, steps, batch_size=3, compute_entropy=True
-            )[:2]
-        )
+    """In one pass with a gradient, and in three passes of other widths without."""
+    (ours, inputs), (trls, plain) = _both(name, tmp_path)
+    ids = torch.cat([plain["prompt_ids"], plain["completion_ids"]], 1)
+    mask = torch.cat([plain["prompt_mask"], plain["completion_mask"]], 1)
+    wanted = trls._get_per_token_logps_and_entropies(
+        trls.model, ids, mask, plain["completion_ids"].shape[1], compute_entropy=True
+    )[:2]
+    ours.args.per_device_train_batch_size = 3
+    found = [ours._replay(ours.model, inputs)]
+    with torch.no_grad():
+        found.append(ours._replay(ours.model, inputs))
     where = inputs["completion_mask"].bool()
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a[where], b[where], rtol=1e-5, atol=1e-5)
-
-
-def _trace(trainer, inputs):
-    from softgrpo.thinking import SoftTrace
-
-    tensors = {k.removeprefix("trace_"): v for k, v in inputs.items() if k.startswith("trace_")}
-    return SoftTrace(**tensors, settings=trainer.args.thinking.replay_settings())
+    for replayed in found:
+        for a, b in zip(replayed, wanted, strict=True):
+            torch.testing.assert_close(a[where], b[where], rtol=1e-5, atol=1e-5)
 
 
 def test_the_reference_and_the_old_log_probs_are_trls(tmp_path):

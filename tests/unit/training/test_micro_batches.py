@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from softgrpo.replay import Replayed
+from softgrpo.thinking import SoftTrace
 from softgrpo.training.micro_batches import (
+    as_batch,
     deal_out,
+    in_passes,
+    model_inputs,
     num_tokens,
     plan_passes,
-    put_back,
     row_sizes,
     sharing_pays,
     take,
+    trace_columns,
 )
+from tests.helpers import thinking
 
 PROMPTS = [[3, 4, 5], [6], [3, 4, 5], [7, 8], [6], [7, 8]]
 LENGTHS = [2, 5, 1, 3, 4, 2]
@@ -58,8 +64,9 @@ def test_every_sequence_has_one_pass_and_passes_keep_to_the_budget(budget, share
 
 def test_a_shared_prompt_is_counted_once():
     batch = _batch([[3, 4, 5, 6]] * 3, [2, 2, 2])
-    assert num_tokens(batch, [0, 2], shares_prompts=True) == 8
-    assert num_tokens(batch, [0, 2], shares_prompts=False) == 12
+    sizes = row_sizes(batch)[[0, 2]].tolist()
+    assert num_tokens(sizes, shares_prompts=True) == 8
+    assert num_tokens(sizes, shares_prompts=False) == 12
     assert _plan(batch, 10, shares_prompts=True) == [[0, 1, 2]]
     assert _plan(batch, 10, shares_prompts=False) == [[0], [1], [2]]
 
@@ -119,9 +126,12 @@ def test_a_masked_completion_is_padding_and_one_column_is_left():
 
 def test_what_passes_find_comes_back_in_order():
     batch, passes = _batch(), [[5, 1], [0], [2, 4, 3]]
-    parts = [take(batch, rows)["completion_ids"] for rows in passes]
+    found = in_passes(
+        lambda b: Replayed(b["completion_ids"], b["trace_scores"][..., 0]), batch, passes
+    )
     mask = batch["completion_mask"]
-    assert torch.equal(put_back(parts, passes, 6) * mask, batch["completion_ids"] * mask)
+    assert torch.equal(found.logps * mask, batch["completion_ids"] * mask)
+    assert torch.equal(found.entropies * mask, batch["trace_scores"][..., 0] * mask)
 
 
 @pytest.mark.parametrize("keeps_prompts", [True, False])
@@ -129,7 +139,7 @@ def test_long_ones_come_first_samples_of_a_prompt_meet_and_every_row_stays_whole
     batch = _batch()
     halves = [{k: v[i : i + 3] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
               for i in (0, 3)]  # fmt: skip
-    dealt = deal_out(halves, keeps_prompts)
+    dealt = deal_out(halves, 2, keeps_prompts)
     order = [int(row) for part in dealt for row in part["advantages"]]
     # With their prompts rows 1 and 4 have 6 and 5 tokens, 3 and 5 have 5 and 4, so have 0 and 2.
     assert order == ([1, 4, 3, 5, 0, 2] if keeps_prompts else [1, 4, 3, 0, 5, 2])
@@ -138,6 +148,32 @@ def test_long_ones_come_first_samples_of_a_prompt_meet_and_every_row_stays_whole
             for name, value in batch.items():
                 if torch.is_tensor(value) and value.dim():
                     assert torch.equal(part[name][row], value[index]), name
+
+
+def test_sequences_stay_in_their_update():
+    batch = _batch()
+    pairs = [{k: v[i : i + 2] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+             for i in (0, 2, 4)]  # fmt: skip
+    dealt = deal_out(pairs, 1, keeps_prompts=True)
+    assert [part["advantages"].tolist() for part in dealt] == [[1, 0], [3, 2], [4, 5]]
+    dealt = deal_out(pairs, 2, keeps_prompts=True)
+    assert {int(x) for part in dealt[:2] for x in part["advantages"]} == {0, 1, 2, 3}
+    assert dealt[2]["advantages"].tolist() == [4, 5]
+
+
+def test_a_batch_and_the_inputs_of_a_model_are_each_other_s_inverse():
+    config = thinking()
+    trace = SoftTrace(
+        ids=torch.randint(9, (6, 6, 3), dtype=torch.int32), scores=torch.randn(6, 6, 3),
+        support=torch.rand(6, 6, 3) > 0.5, is_soft=torch.rand(6, 6) > 0.5,
+        lengths=torch.tensor(LENGTHS, dtype=torch.int32), settings=config.replay_settings(),
+    )  # fmt: skip
+    kept = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    batch = {name: _batch()[name] for name in kept} | trace_columns(trace)
+    again = as_batch(**model_inputs(batch, config))
+    assert again.keys() == batch.keys()
+    for name, value in batch.items():
+        assert torch.equal(again[name], value), name
 
 
 PROCESSES, PROMPTS_EACH, GENERATIONS = 8, 8, 8
@@ -205,8 +241,8 @@ def test_processes_in_step_wait_little_for_one_another(ratio, size):
         alone = [_by_prompt(batches) for batches in processes]
         mean = sum(_work(batch) for batches in alone for batch in batches) / PROCESSES
         pays = [sharing_pays(batches) for batches in processes]
-        chosen = [deal_out(x, pay) for x, pay in zip(processes, pays, strict=True)]
-        turned = [deal_out(x, not pay) for x, pay in zip(processes, pays, strict=True)]
+        chosen = [deal_out(x, len(x), pay) for x, pay in zip(processes, pays, strict=True)]
+        turned = [deal_out(x, len(x), not pay) for x, pay in zip(processes, pays, strict=True)]
         before += _together(alone) / mean / 3
         after += _together(chosen) / mean / 3
         other += _together(turned) / mean / 3

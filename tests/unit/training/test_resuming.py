@@ -1,4 +1,4 @@
-"""What an optimizer takes from a checkpoint, and what from the config that resumes it."""
+"""A resumed run's order, rollouts and settings: the checkpoint's, or those of its config."""
 
 from __future__ import annotations
 
@@ -8,8 +8,54 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import get_scheduler
+from trl.trainer.utils import RepeatSampler
 
-from softgrpo.training.optimizing import restore_settings, settings_of
+from softgrpo.training.resuming import (
+    EpochSampler,
+    load_rollouts,
+    restore_settings,
+    save_rollouts,
+    settings_of,
+)
+
+
+def test_the_order_of_an_epoch_does_not_depend_on_those_before():
+    def sampler():
+        return EpochSampler(RepeatSampler(range(12), mini_repeat_count=2, batch_size=3, seed=5))
+
+    run, resumed = sampler(), sampler()
+    orders = []
+    for epoch in range(3):
+        run.set_epoch(epoch)
+        orders.append(list(run))
+    resumed.set_epoch(2)
+    assert list(resumed) == orders[2] and len(resumed) == len(orders[2]) == 24
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] == list(RepeatSampler(range(12), mini_repeat_count=2, batch_size=3, seed=5))
+
+
+def test_an_order_that_is_not_shuffled_stays():
+    sampler = EpochSampler(RepeatSampler(range(4), mini_repeat_count=1, shuffle=False))
+    sampler.set_epoch(3)
+    assert list(sampler) == [0, 1, 2, 3]
+
+
+def test_rollouts_are_read_as_they_were_written_by_each_process(tmp_path):
+    total = torch.tensor(7)
+    batches = [
+        {"ids": ids, "total": total, "old": None}
+        for ids in (torch.arange(6).view(2, 3)[:, ::2], torch.zeros(1, 3, dtype=torch.int64))
+    ]
+    save_rollouts(tmp_path, 0, 5, batches)
+    save_rollouts(tmp_path, 1, 5, [])
+    step, found = load_rollouts(tmp_path, 0, torch.device("cpu"))
+    assert step == 5 and len(found) == 2
+    for batch, wanted in zip(found, batches, strict=True):
+        assert batch.keys() == wanted.keys() - {"old"}
+        assert all(torch.equal(batch[name], wanted[name]) for name in batch)
+    assert load_rollouts(tmp_path, 1, torch.device("cpu")) == (5, [])
+    with pytest.raises(ValueError, match="rollouts_2.safetensors is missing"):
+        load_rollouts(tmp_path, 2, torch.device("cpu"))
 
 
 def _start(rate, steps, schedule="linear", **settings):

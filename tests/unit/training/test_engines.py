@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.training.precision import DTYPES, rollout_dtype
+from softgrpo.training.engines import DTYPES, rollout_dtype
 
 FULL, HALF, FP16 = torch.float32, torch.bfloat16, torch.float16
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
