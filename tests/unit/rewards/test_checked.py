@@ -47,7 +47,6 @@ def _call(reward: Callable[..., Any], **columns: Any) -> list[float | None]:
         (torch.tensor([1.0, 2.0, 3.0], requires_grad=True), [1.0, 2.0, 3.0]),
         ((float(n) for n in range(3)), [0.0, 1.0, 2.0]),
     ],
-    ids=str,
 )
 def test_numbers_are_numbers_whoever_made_them(values: Any, wanted: list[float | None]) -> None:
     found = _call(_returning(values))
@@ -167,7 +166,7 @@ class Judge:
 
 
 @pytest.mark.parametrize(
-    "reward", [_raise_at_two, Judge(), SlowJudge(), slow, partial(slow, factor=2.0)], ids=str
+    "reward", [_raise_at_two, Judge(), SlowJudge(), slow, partial(slow, factor=2.0)]
 )
 def test_trl_sees_the_same_name_and_kind(reward: Callable[..., Any]) -> None:
     assert get_callable_name(checked(reward)) == get_callable_name(reward)

@@ -27,7 +27,10 @@ from softgrpo.sandbox import (
     program as sandbox,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's"),
+    pytest.mark.alone,  # it measures by the clock
+]
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=3.0)
 

@@ -10,7 +10,10 @@ import pytest
 
 from softgrpo.sandbox import CodeVerdict, Limits, judge_solution
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's"),
+    pytest.mark.alone,  # it measures by the clock
+]
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=3.0)
 
