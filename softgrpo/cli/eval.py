@@ -16,13 +16,7 @@ from typing import Any
 import torch
 
 from softgrpo.cli.compare import file_stem, is_table, load_runs, render
-from softgrpo.cli.errors import reward_failed
-from softgrpo.cli.evaluating import Judge, evaluate_to_file, make_judge
-from softgrpo.cli.problems import LAB_TASK, load
-from softgrpo.cli.progress import duration
-from softgrpo.cli.strict_yaml import load_yaml
-from softgrpo.cli.style import Style, given_thinking, read_style
-from softgrpo.cli.trial import try_judge
+from softgrpo.cli.fields import given_thinking
 from softgrpo.evaluation import default_ks, is_records, tokenize_prompts
 from softgrpo.files import locked, read_text, write_json, write_whole
 from softgrpo.models import (
@@ -34,6 +28,13 @@ from softgrpo.models import (
 )
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import TransformersEngine
+from softgrpo.runs.errors import reward_failed
+from softgrpo.runs.problems import LAB_TASK, load
+from softgrpo.runs.progress import duration
+from softgrpo.runs.recording import Judge, evaluate_to_file, make_judge
+from softgrpo.runs.strict_yaml import load_yaml
+from softgrpo.runs.style import Style, read_style
+from softgrpo.runs.trial import try_judge
 from softgrpo.tasks import BENCHMARKS, BOXED, Problem, PromptFormat, load_benchmark, load_problems
 from softgrpo.tasks.tables import SUFFIXES
 from softgrpo.thinking.phases import Markers

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from softgrpo.thinking.fields import MixerName
+from softgrpo.thinking.fields import MixerName, ThinkingFields
 from softgrpo.values import Range, ranges, type_hints, without_none
 
 _WIDTH = 100
@@ -45,6 +45,12 @@ def add_options(parser: argparse._ActionsContainer, settings: type) -> None:
         if kind == tuple[str, ...]:
             text += " Can be repeated."
         parser.add_argument(*names, help=f"{text} Default: {_default(item)}.", **_READING[kind])
+
+
+def given_thinking(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ThinkingConfig that the command line sets."""
+    given = {item.name: getattr(options, item.name, None) for item in fields(ThinkingFields)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _described(item: Field[Any], wanted: Range | None) -> str:

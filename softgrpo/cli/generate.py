@@ -9,11 +9,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from softgrpo.cli.style import given_thinking, read_style
+from softgrpo.cli.fields import given_thinking
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.models import context_length, default_device, load_tokenizer, load_weights
 from softgrpo.rollout import StreamedStep, TransformersEngine
 from softgrpo.rollout.vllm_client import Client
+from softgrpo.runs.style import read_style
 from softgrpo.tasks import Problem
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers

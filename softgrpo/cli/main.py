@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any, TextIO, cast
 
-from softgrpo.cli.errors import RunFailed
 from softgrpo.files import naming
+from softgrpo.runs.errors import RunFailed
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
 
@@ -168,7 +168,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
         return compare.run(options)
     if options.command == "train":
         # What a text editor can put right needs no seconds of imports.
-        from softgrpo.cli.recipe import read_yaml
+        from softgrpo.runs.recipe import read_yaml
 
         read_yaml(options.recipe)
     if sys.stderr.isatty():
@@ -230,7 +230,7 @@ class _HelpWithFields(argparse._HelpAction):
 
     def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
         from softgrpo.cli.fields import described
-        from softgrpo.cli.recipe import RunConfig
+        from softgrpo.runs.recipe import RunConfig
         from softgrpo.thinking.fields import ThinkingFields
         from softgrpo.training.fields import TrainingFields
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from softgrpo.cli.style import given_thinking, read_style
+from softgrpo.cli.fields import given_thinking
 from softgrpo.models import resolve_model
 from softgrpo.rollout.vllm_server import serve
+from softgrpo.runs.style import read_style
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
-from softgrpo.cli.callbacks import Interrupt, MetricsLog, SampleKeeper
-from softgrpo.cli.errors import RunFailed, reward_failed
-from softgrpo.cli.outcome import cost, evaluate_all, former_cost, report, usage
-from softgrpo.cli.plan import Plan, make_plan
-from softgrpo.cli.progress import TrainingProgress
-from softgrpo.cli.recipe import read_recipe
-from softgrpo.cli.resuming import check_changes
-from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.files import delete, locked, put_in_place
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import NonFiniteLogitsError
+from softgrpo.runs.callbacks import Interrupt, MetricsLog, SampleKeeper
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.errors import RunFailed, reward_failed
+from softgrpo.runs.outcome import cost, evaluate_all, former_cost, report, usage
+from softgrpo.runs.plan import Plan, make_plan
+from softgrpo.runs.progress import TrainingProgress
+from softgrpo.runs.recipe import read_recipe
+from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 
 _FULL = 2**20  # bytes free, where torch fails to write and does not say why

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from softgrpo.cli.main import main
-from softgrpo.cli.outcome import table
 from softgrpo.evaluation import read_records
 from softgrpo.files import locked
 from softgrpo.lab.chains import make_problems
+from softgrpo.runs.outcome import table
 from tests.helpers import ROOT, save_tiny_model
 
 pytestmark = pytest.mark.slow

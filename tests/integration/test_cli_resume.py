@@ -12,7 +12,7 @@ import yaml
 
 from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
-from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.runs.directory import RunDirectory
 from softgrpo.training import SofTGRPOTrainer
 from tests.helpers import write_recipe
 

@@ -21,9 +21,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softgrpo.cli import run_directory
 from softgrpo.cli.main import main
 from softgrpo.files import locked
+from softgrpo.runs import directory as run_directory
 from softgrpo.thinking import SoftTrace
 from softgrpo.training import SofTGRPOTrainer
 from tests.helpers import ROOT

@@ -18,14 +18,14 @@ import torch
 import yaml
 
 from softgrpo.cli.main import main
-from softgrpo.cli.recipe import read_recipe
-from softgrpo.cli.run_directory import RunDirectory
-from softgrpo.cli.style import read_style
 from softgrpo.evaluation import RecordFile, read_records
 from softgrpo.rollout import Request
 from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
 from softgrpo.rollout.vllm_plugin.wire import encode_steps
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.recipe import read_recipe
+from softgrpo.runs.style import read_style
 from softgrpo.tasks import BENCHMARKS, PromptFormat, load_benchmark, load_problems, to_dataset
 from softgrpo.thinking import SoftTrace, ThinkingConfig, draw_step, from_tokens
 from tests.unit.evaluation.test_records import _record

@@ -43,9 +43,10 @@ MAY_IMPORT = {
     "values": set(),
     "lazy": set(),
     "checkpoints": {"files"},
-    "cli": _METHOD | _LEAVES | {"training", "evaluation"},
+    "runs": _METHOD | _LEAVES | {"training", "evaluation"},
+    "cli": _METHOD | _LEAVES | {"training", "evaluation", "runs"},
 }  # fmt: skip
-ONLY_IN = {"trl": {"training", "cli"}, "matplotlib": {"reports"}, "vllm": {"rollout"}}
+ONLY_IN = {"trl": {"training", "runs"}, "matplotlib": {"reports"}, "vllm": {"rollout"}}
 
 
 def _package(path: Path) -> str:

@@ -8,9 +8,8 @@ from dataclasses import fields
 import pytest
 from trl import GRPOConfig
 
-from softgrpo.cli.fields import add_options, described
-from softgrpo.cli.recipe import RunConfig
-from softgrpo.cli.style import given_thinking
+from softgrpo.cli.fields import add_options, described, given_thinking
+from softgrpo.runs.recipe import RunConfig
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.fields import ThinkingFields
 from softgrpo.training import SofTGRPOConfig

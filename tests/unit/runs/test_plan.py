@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from softgrpo.cli.plan import num_shown
-from softgrpo.cli.recipe import RunConfig
+from softgrpo.runs.plan import num_shown
+from softgrpo.runs.recipe import RunConfig
 
 
 @pytest.mark.parametrize(

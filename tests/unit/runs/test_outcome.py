@@ -1,7 +1,7 @@
 """The table of a run before and after training, by hand."""
 
-from softgrpo.cli.outcome import table
 from softgrpo.evaluation import Results
+from softgrpo.runs.outcome import table
 from tests.unit.evaluation.test_records import _record
 
 

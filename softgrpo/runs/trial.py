@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from softgrpo.cli.evaluating import Judge, as_completion
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, RewardError
+from softgrpo.runs.recording import Judge, as_completion
 from softgrpo.tasks import Problem, reward_columns
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from softgrpo.cli.progress import Counter
 from softgrpo.evaluation import Record, RecordFile, Results, evaluate
 from softgrpo.rewards import (
     VERIFIERS,
@@ -17,6 +16,7 @@ from softgrpo.rewards import (
     judge,
     load_reward,
 )
+from softgrpo.runs.progress import Counter
 from softgrpo.sandbox import SandboxUnavailable, run_python
 from softgrpo.tasks import Problem, reward_columns
 from softgrpo.thinking import ThinkingConfig

@@ -2,7 +2,7 @@
 
 import pytest
 
-from softgrpo.cli.strict_yaml import load_yaml
+from softgrpo.runs.strict_yaml import load_yaml
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from trl import TrlParser
 
-from softgrpo.cli.recipe import RunConfig, unknown_field
 from softgrpo.files import read_json
+from softgrpo.runs.recipe import RunConfig, unknown_field
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.values import check, fits, shown, type_hints
 

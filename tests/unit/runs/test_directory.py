@@ -6,9 +6,9 @@ import os
 import pytest
 
 from softgrpo.checkpoints import seal
-from softgrpo.cli.callbacks import keep_until
-from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.models import resolve_model
+from softgrpo.runs.callbacks import keep_until
+from softgrpo.runs.directory import RunDirectory
 
 
 def _checkpoint(run, step):

@@ -1,15 +1,14 @@
-"""How a model is to think and to be prompted: a run's own way, then the options of the command."""
+"""How a model is to think and to be prompted: a run's own way, then what is asked for."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from softgrpo.cli.problems import prompt_format
-from softgrpo.cli.recipe import RunConfig, read_yaml
+from softgrpo.runs.problems import prompt_format
+from softgrpo.runs.recipe import RunConfig, read_yaml
 from softgrpo.tasks import PromptFormat
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.values import check
@@ -66,9 +65,3 @@ def read_style(model: str, given: Mapping[str, Any]) -> Style:
         values.get("max_completion_length"),
         values.get("chat_template_kwargs"),
     )
-
-
-def given_thinking(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ThinkingConfig that the command line sets."""
-    given = {f.name: getattr(options, f.name, None) for f in fields(ThinkingConfig)}
-    return {name: value for name, value in given.items() if value is not None}

@@ -22,7 +22,6 @@ from typing import Any
 import yaml
 
 from softgrpo.checkpoints import complete_checkpoints, step_of
-from softgrpo.cli.recipe import read_yaml
 from softgrpo.files import (
     HALF_WRITTEN,
     delete,
@@ -33,6 +32,7 @@ from softgrpo.files import (
     write_json,
     write_whole,
 )
+from softgrpo.runs.recipe import read_yaml
 
 # What a run writes beside models and checkpoints: files, and folders where each is known by name.
 _FILES = ("metrics.jsonl", "curves.png", "config.yaml", "versions.json")

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from softgrpo.cli.evaluating import evaluate_to_file
-from softgrpo.cli.plan import Plan
-from softgrpo.cli.progress import duration
-from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.evaluation import Results, describe, paired, share
 from softgrpo.files import read_json, write_json
 from softgrpo.reports import Style, cell, format_table, interval
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.plan import Plan
+from softgrpo.runs.progress import duration
+from softgrpo.runs.recording import evaluate_to_file
 from softgrpo.values import check
 
 Evaluations = dict[str, Results]  # by decoding

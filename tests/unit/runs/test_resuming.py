@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from softgrpo.checkpoints import seal
-from softgrpo.cli.resuming import check_changes
-from softgrpo.cli.run_directory import RunDirectory
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.resuming import check_changes
 
 _VALUES = {"model": "m", "task": "t.jsonl"}
 

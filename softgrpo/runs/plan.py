@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from softgrpo.cli.evaluating import Judge, make_judge
-from softgrpo.cli.problems import load, prompt_format
-from softgrpo.cli.recipe import RunConfig
-from softgrpo.cli.trial import try_judge, try_rewards
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.models import load_tokenizer, resolve_model
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
+from softgrpo.runs.problems import load, prompt_format
+from softgrpo.runs.recipe import RunConfig
+from softgrpo.runs.recording import Judge, make_judge
+from softgrpo.runs.trial import try_judge, try_rewards
 from softgrpo.tasks import Problem, to_dataset
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from softgrpo.cli.recipe import RunConfig, read_yaml
-from softgrpo.cli.run_directory import RunDirectory
 from softgrpo.files import read_json
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.recipe import RunConfig, read_yaml
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.values import check
 

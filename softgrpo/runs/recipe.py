@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from softgrpo.cli.strict_yaml import load_yaml
 from softgrpo.files import read_text
+from softgrpo.runs.strict_yaml import load_yaml
 from softgrpo.values import at_least, between, check, check_fields, shown
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def read_recipe(
     """
     # The imports take seconds, so a file that cannot be read is found before them.
     values = read_yaml(path)
-    from softgrpo.cli.parser import parse
+    from softgrpo.runs.parser import parse
 
     values.setdefault("output_dir", f"runs/{Path(path).stem}")
     return parse(values, arguments, path)

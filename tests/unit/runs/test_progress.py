@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from softgrpo.cli import progress as module
-from softgrpo.cli.progress import TrainingProgress, duration, status
+from softgrpo.runs import progress as module
+from softgrpo.runs.progress import TrainingProgress, duration, status
 
 
 @pytest.mark.parametrize(

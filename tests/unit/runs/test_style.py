@@ -7,7 +7,7 @@ import os
 import pytest
 import yaml
 
-from softgrpo.cli.style import read_style
+from softgrpo.runs.style import read_style
 
 _RUN = {"model": "m", "task": "t.jsonl", "tau": 0.2, "max_completion_length": 7, "chat": False}
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from softgrpo.cli.recipe import RunConfig, read_recipe
+from softgrpo.runs.recipe import RunConfig, read_recipe
 from softgrpo.training import SofTGRPOConfig
 
 _LEAST = {"model": "m", "task": "t.jsonl", "use_cpu": True, "bf16": False}

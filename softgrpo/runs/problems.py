@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from softgrpo.cli.recipe import RunConfig
+from softgrpo.runs.recipe import RunConfig
 from softgrpo.tasks import Problem, PromptFormat, load_problems
 from softgrpo.tasks.problems import Split
 
