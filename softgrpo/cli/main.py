@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from typing import Any, TextIO, cast
 
 from softgrpo.files import naming
-from softgrpo.runs.errors import RunFailed
+from softgrpo.runs.errors import OptionError, RunFailed
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
 
@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_debugging:
             traceback.print_exc()
         message = str(error)
+        if isinstance(error, OptionError):
+            message = f"--{error.name.replace('_', '-')} {error.value}: {error.why}"
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'a file'}: {error.strerror}"
         print(f"softgrpo: {' '.join(message.split())}", file=sys.stderr)
@@ -191,7 +193,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
         return evaluation.run(options)
     from softgrpo.cli import train
 
-    return train.run(options.recipe, rest, resume=options.resume, overwrite=options.overwrite)
+    return train.run(options, rest)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

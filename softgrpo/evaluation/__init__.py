@@ -10,10 +10,10 @@ from softgrpo.evaluation.compare import (
     paired_tests,
     score,
 )
-from softgrpo.evaluation.evaluate import evaluate, to_record
 from softgrpo.evaluation.prompts import tokenize_prompts
 from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
 from softgrpo.evaluation.results import Results, describe
+from softgrpo.evaluation.sampling import Sampling, sample
 from softgrpo.evaluation.statistics import Comparison, Estimate, compare_paired, share
 
 __all__ = [
@@ -24,18 +24,18 @@ __all__ = [
     "RecordFile",
     "Results",
     "Run",
+    "Sampling",
     "Score",
     "average",
     "compare_paired",
     "default_ks",
     "describe",
-    "evaluate",
     "is_records",
     "paired",
     "paired_tests",
     "read_records",
     "score",
     "share",
-    "to_record",
+    "sample",
     "tokenize_prompts",
 ]

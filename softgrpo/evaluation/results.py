@@ -73,6 +73,11 @@ class Results:
         }
 
     @property
+    def pass_at_1(self) -> float:
+        """The mean over problems."""
+        return statistics.fmean(self.pass_at(1).values())
+
+    @property
     def can_vote(self) -> bool:
         """Whether the verifier told what each sample answers."""
         return any(record.answer is not None for record in self.records)
@@ -115,7 +120,7 @@ class Results:
     def summary(self) -> dict[str, float | int]:
         """The numbers of a table before and after training."""
         return {
-            "pass_at_1": statistics.fmean(self.pass_at(1).values()),
+            "pass_at_1": self.pass_at_1,
             "standard_error": self.standard_error,
             "mean_tokens": self.mean_tokens,
             "share_closed": self.share_closed,

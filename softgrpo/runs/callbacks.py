@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,9 +16,11 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-from softgrpo.evaluation import to_record
+from softgrpo.evaluation import Sampling
 from softgrpo.files import naming, sync, write_whole
 from softgrpo.reports import read_logs
+from softgrpo.rollout import Rollout
+from softgrpo.runs.display import Display
 from softgrpo.thinking import SoftTrace
 
 
@@ -60,21 +63,15 @@ class SampleKeeper(TrainerCallback):
     Args:
         folder: Gets step-N.jsonl and step-N.safetensors.
         every: Steps.
-        generate: Makes the rollouts, one a problem.
-        problems: The problems.
-        judge: Whether a completion is right.
+        sampling: Of which problems; one sample each.
+        generate: Makes the rollouts.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        every: int,
-        generate: Callable[[], list[Any]],
-        problems: list[Any],
-        judge: Callable[[Any, str], Any],
+        self, folder: Path, every: int, sampling: Sampling, generate: Callable[[], list[Rollout]]
     ) -> None:
-        self.folder, self.every, self.generate = folder, every, generate
-        self.problems, self.judge = problems, judge
+        self.folder, self.every = folder, every
+        self.sampling, self.generate = sampling, generate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
@@ -83,9 +80,11 @@ class SampleKeeper(TrainerCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{state.global_step}"
         with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-            for index, (problem, rollout) in enumerate(zip(self.problems, rollouts, strict=True)):
-                judgement = self.judge(problem, rollout.text)
-                record = to_record(problem.id, rollout, judgement, args.seed, index, sample=0)
+            for index, rollout in enumerate(rollouts):
+                problem, record = (
+                    self.sampling.problems[index],
+                    self.sampling.to_record(index, rollout),
+                )
                 shown = {"question": problem.question, "gold": problem.answer, **asdict(record)}
                 file.write(json.dumps(shown) + "\n")
         SoftTrace.cat([rollout.trace for rollout in rollouts]).save(
@@ -96,22 +95,28 @@ class SampleKeeper(TrainerCallback):
 class Interrupt(TrainerCallback):
     """Ctrl-C and SIGTERM: finish the step and save; the second time, or out of training, stop.
 
-    A context manager: inside it the two signals are its own. A signal may come to one process
-    alone, or to two on both sides of a step's end; where one has to stop, all do.
+    A context manager: inside it the two signals are its own, in the main thread; Python lets no
+    other have any. A signal may come to one process alone, or to two on both sides of a step's end;
+    where one has to stop, all do.
+
+    Args:
+        display: Is told what a signal does.
 
     Attributes:
         requested: Whether training was stopped by it; the same in every process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, display: Display) -> None:
         self.requested = False
+        self._display = display
         self._is_asked = False
         self._is_training = False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -122,7 +127,7 @@ class Interrupt(TrainerCallback):
         if not self._is_training or self._is_asked:
             raise KeyboardInterrupt
         self._is_asked = True
-        print("\nfinishing this step, then saving; once more stops at once", flush=True)
+        self._display.say("\nfinishing this step, then saving; once more stops at once")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._is_training = True

@@ -1,4 +1,4 @@
-"""Errors the command line ends with; everything else that is wrong is a ValueError."""
+"""Errors that a run or an evaluation ends with; whatever else is wrong is a plain ValueError."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ _logger = logging.getLogger(__name__)
 
 class RunFailed(RuntimeError):
     """A run that had to stop on its way; the message says where, and what is left."""
+
+
+class OptionError(ValueError):
+    """An option of no use.
+
+    Attributes:
+        name, value, why: Of which the command line makes a message with its own spelling.
+    """
+
+    def __init__(self, name: str, value: object, why: str) -> None:
+        super().__init__(f"{name}={value!r}: {why}")
+        self.name, self.value, self.why = name, value, why
 
 
 def reward_failed(error: RewardError, what_is_left: str) -> RunFailed:

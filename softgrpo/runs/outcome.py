@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,24 +15,55 @@ from softgrpo.evaluation import Results, describe, paired, share
 from softgrpo.files import read_json, write_json
 from softgrpo.reports import Style, cell, format_table, interval
 from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.display import Display, duration
 from softgrpo.runs.plan import Plan
-from softgrpo.runs.progress import duration
-from softgrpo.runs.recording import evaluate_to_file
+from softgrpo.runs.recording import record
 from softgrpo.values import check
 
 Evaluations = dict[str, Results]  # by decoding
 
 
-def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) -> Evaluations:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: The run's, from which it is resumed.
+        model: The final model, in Hugging Face format, once the run is whole.
+        metrics: A JSON line a log.
+        curves: Their picture.
+        records: The folder of every evaluated sample, with summary.json and summary.md.
+        step: Optimizer steps made.
+        before, after: Results of the evaluations by decoding. Empty where there was none (yet), and
+            in other processes than the first.
+        cost: Of the start that trained: its wall time, CPU-seconds, training tokens, peak memory.
+        interrupted: Whether it was stopped by Ctrl-C or SIGTERM.
+    """
+
+    folder: Path
+    model: Path
+    metrics: Path
+    curves: Path
+    records: Path
+    step: int = 0
+    before: Evaluations = field(default_factory=dict)
+    after: Evaluations = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def evaluate_all(
+    engine: Any, plan: Plan, directory: RunDirectory, when: str, display: Display
+) -> Evaluations:
     """Evaluate every decoding, without what an earlier start of this run has evaluated.
 
     Args:
         engine: The trainer's, up to date with its weights.
-        plan: Problems, decodings and how to judge.
+        plan: What to sample.
         directory: Where the records go.
         when: ``before`` or ``after``.
+        display: Where it says how it goes.
     """
-    evaluations = {}
     config = plan.config
     settings = {
         "model": config.model,
@@ -40,56 +73,42 @@ def evaluate_all(engine: Any, plan: Plan, directory: RunDirectory, when: str) ->
         "problem_seed": config.problem_seed,
         "verifier": config.eval_reward or config.rewards[0],
     }
-    for name, thinking in plan.decodings.items() if plan.problems else ():
-        evaluations[name] = evaluate_to_file(
+    return {
+        name: record(
             engine,
-            plan.problems,
-            plan.prompt_ids,
-            thinking,
+            sampling,
             directory.records(when, name),
-            label=f"evaluating {when} training, {name}",
-            settings=settings,
-            num_samples=config.eval_samples,
-            max_new_tokens=int(plan.args.max_completion_length or 0),
-            seed=plan.args.seed,
-            judge=plan.judge,
-            batch_size=plan.args.rollout_batch_size,
+            settings,
+            f"evaluating {when} training, {name}",
+            display,
         )
-    return evaluations
+        for name, sampling in plan.decodings.items()
+    }
 
 
-def report(
-    plan: Plan,
-    directory: RunDirectory,
-    before: Evaluations,
-    after: Evaluations,
-    cost: dict[str, Any],
-) -> None:
-    """Print and save the table with how it was drawn, the cost and the places."""
+def report(plan: Plan, directory: RunDirectory, outcome: Outcome, display: Display) -> None:
+    """Tell and save the table with how it was drawn, the cost and the places."""
+    before, after = outcome.before, outcome.after
     summaries = {
         when: {name: results.summary() for name, results in evaluations.items()}
         for when, evaluations in (("before", before), ("after", after))
     }
-    write_json(directory.summary, {**summaries, "cost": cost})
-    lines = [f"{name}: {value}" for name, value in cost.items()]
-    drawn = {"max_new_tokens": plan.args.max_completion_length, "seed": plan.args.seed}
+    write_json(directory.summary, {**summaries, "cost": outcome.cost})
+    lines = [f"{name}: {value}" for name, value in outcome.cost.items()]
     captions = ["[a, b]: 95% interval over problems"]
-    captions += [
-        f"{name}: {describe({'thinking': thinking.to_dict(), **drawn})}"
-        for name, thinking in plan.decodings.items()
-    ]
+    captions += [f"{name}: {describe(s.settings)}" for name, s in plan.decodings.items()]
     if before:
         markdown = table(before, after, "markdown")
         directory.summary.with_suffix(".md").write_text(
             "\n".join([markdown, "", *(f"- {line}" for line in captions + lines), ""]),
             encoding="utf-8",
         )
-        print("\n".join(["", table(before, after), "", *captions]))
-    print("\n" + "\n".join(lines))
-    print(
-        f"\nmodel    {directory.model}\ncurves   {directory.curves}\n"
-        f"records  {directory.summary.parent}\nmetrics  {directory.metrics}\n"
-        f"try it   softgrpo generate {directory.path} PROMPT --show-thoughts"
+        display.say("\n".join(["", table(before, after), "", *captions]))
+    display.say("\n" + "\n".join(lines))
+    display.say(
+        f"\nmodel    {outcome.model}\ncurves   {outcome.curves}\n"
+        f"records  {outcome.records}\nmetrics  {outcome.metrics}\n"
+        f"try it   softgrpo generate {outcome.folder} PROMPT --show-thoughts"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,11 +16,10 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from softgrpo.files import read_json
-from softgrpo.runs.recipe import RunConfig, unknown_field
+from softgrpo.runs.recipe import SECRETS, Changes, RunConfig, unknown_field
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.values import check, fits, shown, type_hints
 
-_SECRETS = {"hub_token"}
 _OF_TRAINING = type_hints(SofTGRPOConfig)
 _TYPES = type_hints(RunConfig) | _OF_TRAINING
 # transformers takes a text for the name of a JSON file that holds the mapping.
@@ -34,22 +34,23 @@ class _Parser(TrlParser):
 
 
 def parse(
-    values: dict[str, Any], arguments: list[str], where: str
+    values: dict[str, Any], changes: Changes, where: str
 ) -> tuple[RunConfig, SofTGRPOConfig, dict[str, Any]]:
-    """Values of a file, overridden by ``--field value`` arguments, as the two configs.
+    """Values of a recipe, with changes over them, as the two configs.
 
     The third is every field's value before the configs complete one another's: read again, it
     gives the same configs.
     """
+    fields, arguments = (changes, []) if isinstance(changes, Mapping) else ({}, list(changes))
     types: list[Any] = [RunConfig, SofTGRPOConfig]
     parser = _Parser(types, allow_abbrev=False, add_help=False)
     actions = {action.dest: action for action in parser._actions}
     defaults = {name: action.default for name, action in actions.items()}
-    for name, value in values.items():
-        if name not in actions:
-            raise unknown_field(str(name), list(actions), where)
-        values = values | {name: _as_default(name, value, actions[name])}
-    parser.set_defaults_with_config(**values)
+    of_recipe = _as_defaults(values, actions, where)
+    over_it = _as_defaults(fields, actions, "fields")
+    parser.set_defaults_with_config(**of_recipe)
+    policy = parser.get_default("policy")
+    parser.set_defaults_with_config(**over_it)
     namespace, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if argument.startswith("--"):
@@ -57,7 +58,7 @@ def parse(
             raise unknown_field(name, list(actions), "command line")
         raise ValueError(f"command line: {argument!r} belongs to no --field")
     given = {x.removeprefix("--").partition("=")[0] for x in arguments if x.startswith("--")}
-    if "density" not in given and namespace.policy != parser.get_default("policy"):
+    if "density" not in fields.keys() | given and namespace.policy != policy:
         # The recipe's density is that of its own policy; another one trains by its default.
         parser.set_defaults(density=None)
         namespace, _ = parser.parse_known_args(arguments)
@@ -71,7 +72,16 @@ def parse(
         raise
     except Exception as error:  # transformers' own checks end in any other
         raise ValueError(f"{where}: transformers refuses a value of it: {error}") from error
-    return run, training, {k: _plain(v) for k, v in merged.items() if k not in _SECRETS}
+    return run, training, {k: _plain(v) for k, v in merged.items() if k not in SECRETS}
+
+
+def _as_defaults(
+    values: Mapping[str, Any], actions: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    for name in values:
+        if name not in actions:
+            raise unknown_field(str(name), list(actions), where)
+    return {name: _as_default(name, value, actions[name]) for name, value in values.items()}
 
 
 def _as_default(name: str, value: Any, action: Any) -> Any:

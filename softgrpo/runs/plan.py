@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from softgrpo.evaluation import tokenize_prompts
+from softgrpo.evaluation import Sampling, tokenize_prompts
 from softgrpo.models import load_tokenizer, resolve_model
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
+from softgrpo.runs.judging import make_judge
 from softgrpo.runs.problems import load, prompt_format
 from softgrpo.runs.recipe import RunConfig
-from softgrpo.runs.recording import Judge, make_judge
 from softgrpo.runs.trial import try_judge, try_rewards
 from softgrpo.tasks import Problem, to_dataset
-from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.phases import Markers
 from softgrpo.training import SofTGRPOConfig
 
@@ -42,13 +41,10 @@ class Plan:
         train: Data set for the trainer.
         num_steps: Optimizer steps of the whole run.
         evaluation: Data set for the trainer's evaluation, None where it makes none.
-        problems: Held-out problems, evaluated before and after; empty for none.
-        prompt_ids: Their prompts.
-        shown: Problems whose completions are kept along the way.
-        shown_ids: Their prompts.
         rewards: As TRL calls them.
-        judge: Whether a completion solves a problem.
-        decodings: Ways to evaluate, by name.
+        decodings: What is evaluated before and after, by the name of its decoding; empty for
+            nothing.
+        shown: What is kept along the way, of perhaps no problem.
         lora: peft's LoraConfig, None to train all weights.
         notes: What the user should hear.
     """
@@ -60,13 +56,9 @@ class Plan:
     train: Dataset
     num_steps: int
     evaluation: Dataset | None
-    problems: list[Problem]
-    prompt_ids: list[list[int]]
-    shown: list[Problem]
-    shown_ids: list[list[int]]
     rewards: list[CheckedReward | CheckedAsyncReward]
-    judge: Judge
-    decodings: dict[str, ThinkingConfig]
+    decodings: dict[str, Sampling]
+    shown: Sampling
     lora: Any
     notes: list[str]
 
@@ -121,6 +113,16 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
     try_rewards(rewards, rows[0], tokenizer, think_end)
     try_judge(judge, (problems or train)[0], config.chat, think_end)
+    sampling = Sampling(
+        problems=problems,
+        prompt_ids=eval_ids,
+        thinking=args.thinking,
+        num_samples=config.eval_samples,
+        max_new_tokens=args.max_completion_length,
+        seed=args.seed,
+        judge=judge,
+        batch_size=args.rollout_batch_size,
+    )
     count = num_shown(config, args.world_size)
     return Plan(
         config=config,
@@ -130,13 +132,14 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         train=rows,
         num_steps=num_steps,
         evaluation=held_out if args.eval_strategy != "no" else None,
-        problems=problems,
-        prompt_ids=eval_ids,
-        shown=(problems or train)[:count],
-        shown_ids=(eval_ids or train_ids)[:count],
         rewards=rewards,
-        judge=judge,
-        decodings=_decodings(config, args.thinking),
+        decodings=_decodings(config, sampling) if problems else {},
+        shown=replace(
+            sampling,
+            problems=(problems or train)[:count],
+            prompt_ids=(eval_ids or train_ids)[:count],
+            num_samples=1,
+        ),
         lora=lora,
         notes=notes,
     )
@@ -174,12 +177,13 @@ def _lora_config(config: RunConfig) -> Any:
         raise ValueError(f"lora={config.lora}: {error}") from error
 
 
-def _decodings(config: RunConfig, thinking: ThinkingConfig) -> dict[str, ThinkingConfig]:
+def _decodings(config: RunConfig, sampling: Sampling) -> dict[str, Sampling]:
     """Discrete decoding keeps the support and temperature: all that differs is the mixture."""
-    ways = {"soft": thinking, "discrete": replace(thinking, policy="discrete")}
+    thinking = sampling.thinking
     if thinking.policy == "discrete":
-        return {"discrete": thinking}
-    return {name: ways[name] for name in config.eval_decodings}
+        return {"discrete": sampling}
+    ways = {"soft": thinking, "discrete": replace(thinking, policy="discrete")}
+    return {name: replace(sampling, thinking=ways[name]) for name in config.eval_decodings}
 
 
 def _check_context(

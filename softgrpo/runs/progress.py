@@ -1,59 +1,16 @@
-"""Progress on a terminal as a bar, and elsewhere as lines: each log, a count now and then."""
+"""Training on a terminal as a bar, and elsewhere as lines: each log, a count now and then."""
 
 from __future__ import annotations
 
-import sys
 import time
-from threading import Lock
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
-_LINE_SECONDS = 10.0
+from softgrpo.runs.display import Display, duration
+
 _QUIET_SECONDS = 30.0  # after so long without a log, training says that it goes on
 _REFRESH_SECONDS = 0.2
-
-
-class Counter:
-    """Progress of something counted: call it with how many have just finished. Thread-safe.
-
-    Args:
-        label: What it is.
-        total: How many there will be.
-        unit: Of what.
-        initial: How many there were before.
-    """
-
-    def __init__(self, label: str, total: int, unit: str, initial: int = 0) -> None:
-        self.label, self.total, self.unit = label, total, unit
-        self._started = time.monotonic()
-        self._last_line = self._started
-        self._initial = self._count = initial
-        self._lock = Lock()
-        self._bar = _bar(total, label, unit, initial) if sys.stderr.isatty() else None
-
-    def __call__(self, newly: int, status: str = "") -> None:
-        with self._lock:
-            self._count += newly
-            now = time.monotonic()
-            if self._bar is not None:
-                self._bar.set_postfix_str(status, refresh=False)
-                self._bar.update(newly)
-            elif now - self._last_line > _LINE_SECONDS:
-                self._last_line = now
-                pace = (now - self._started) / (self._count - self._initial)
-                left = duration(pace * (self.total - self._count))
-                done = f"{self.label}: {self._count}/{self.total} {self.unit}"
-                print("  ".join(filter(None, [done, status, f"{left} left"])), flush=True)
-
-    def close(self) -> None:
-        """Leave one line that says how long it took."""
-        if self._bar is not None:
-            self._bar.close()
-        seconds = time.monotonic() - self._started
-        newly = self._count - self._initial
-        print(f"{self.label}: {newly} {self.unit} in {duration(seconds)}", flush=True)
 
 
 class TrainingProgress(TrainerCallback):
@@ -62,8 +19,8 @@ class TrainingProgress(TrainerCallback):
     Its `on_rollout` method is meant for SofTGRPOTrainer.on_rollout.
     """
 
-    def __init__(self, sequences: int) -> None:
-        self._sequences = sequences
+    def __init__(self, sequences: int, display: Display) -> None:
+        self._sequences, self._display = sequences, display
         self._bar: Any = None
         self._state: Any = None
         self._status = ""
@@ -75,8 +32,7 @@ class TrainingProgress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._clock = self._last_line = time.monotonic()
         self._state, self._first_step = state, state.global_step
-        if sys.stderr.isatty():
-            self._bar = _bar(state.max_steps, "training", "step", state.global_step)
+        self._bar = self._display.bar("training", state.max_steps, "step", state.global_step)
 
     def on_rollout(self, index: int, finished: Any) -> None:
         """Count a finished sequence of the rollout under way."""
@@ -122,7 +78,7 @@ class TrainingProgress(TrainerCallback):
         made = max(state.global_step - self._first_step, 1)
         left = (self._last_line - self._started) / made * (state.max_steps - state.global_step)
         step = f"step {state.global_step}/{state.max_steps}"
-        print("  ".join(filter(None, [step, status, f"{duration(left)} left"])), flush=True)
+        self._display.say("  ".join(filter(None, [step, status, f"{duration(left)} left"])))
 
     def _tokens_per_second(self, tokens: float | None) -> float | None:
         if tokens is None:
@@ -142,18 +98,3 @@ def status(logs: dict[str, Any], tokens_per_second: float | None) -> str:
     if tokens_per_second is not None:
         parts.append(f"{tokens_per_second:.0f} tokens/s")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """90 -> 1m30s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{seconds:.1f}s"
-
-
-def _bar(total: int, label: str, unit: str, initial: int = 0) -> Any:
-    return tqdm(
-        total=total, desc=label, unit=unit, initial=initial, file=sys.stderr, dynamic_ncols=True
-    )

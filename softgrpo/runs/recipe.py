@@ -1,4 +1,4 @@
-"""A recipe: one YAML file, overridden by the command line, over defaults. Values only.
+"""A recipe: a YAML file or a mapping, with changes over it, over defaults. Values only.
 
 ``RunConfig`` holds what a run is besides its training (SofTGRPOConfig): the model, the problems and
 their prompts, the rewards, the evaluation. It imports nothing heavy, so that help is fast.
@@ -7,16 +7,23 @@ their prompts, the rewards, the evaluation. It imports nothing heavy, so that he
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from softgrpo.files import read_text
-from softgrpo.runs.strict_yaml import load_yaml
+from softgrpo.runs.strict_yaml import load_yaml, plain
 from softgrpo.values import at_least, between, check, check_fields, shown
 
 if TYPE_CHECKING:
     from softgrpo.training import SofTGRPOConfig
+
+Changes = Mapping[str, Any] | Sequence[str]
+"""Fields that win over a recipe's: values by name, or ``--field value`` of a command line."""
+
+SECRETS = {"hub_token"}
+"""Fields that a run does not write down."""
 
 # What the command line gives as text, in YAML.
 _STRUCTURED: dict[str, Any] = {
@@ -102,13 +109,13 @@ class RunConfig:
 
 
 def read_recipe(
-    path: str, arguments: list[str]
+    recipe: str | Path | Mapping[str, Any], changes: Changes = ()
 ) -> tuple[RunConfig, SofTGRPOConfig, dict[str, Any]]:
-    """The run that a recipe and the command line describe.
+    """The run that a recipe and what is changed in it describe.
 
     Args:
-        path: A YAML file whose keys are fields of RunConfig, SofTGRPOConfig and its parents.
-        arguments: ``--field value`` pairs; they win over the file.
+        recipe: Fields of RunConfig, SofTGRPOConfig and its parents, or a YAML file of them.
+        changes: They win over the recipe.
 
     Returns:
         The two configs, and the value of every field as plain data: a recipe for the same run.
@@ -117,11 +124,18 @@ def read_recipe(
         ValueError: An unknown field (with the nearest that is known) or a value of no use.
     """
     # The imports take seconds, so a file that cannot be read is found before them.
-    values = read_yaml(path)
+    if isinstance(recipe, Mapping):
+        where, values = "recipe", plain(recipe, "recipe")
+        if not {"output_dir"} & (values.keys() | set(changes)):
+            raise ValueError("output_dir: must be set, as a mapping has no name")
+    else:
+        where, values = str(recipe), read_yaml(str(recipe))
+        values.setdefault("output_dir", f"runs/{Path(recipe).stem}")
+    if isinstance(changes, Mapping):
+        changes = plain(changes, "fields")
     from softgrpo.runs.parser import parse
 
-    values.setdefault("output_dir", f"runs/{Path(path).stem}")
-    return parse(values, arguments, path)
+    return parse(values, changes, where)
 
 
 def unknown_field(name: str, known: list[str], where: str) -> ValueError:

@@ -6,9 +6,13 @@ has a stack for; and of two values of one key YAML keeps the last without a word
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from softgrpo.values import shown
 
 _MAX_LENGTH = 2**20  # characters
 _MAX_DEPTH, _MAX_ALIASES = 30, 20
@@ -44,6 +48,23 @@ def load_yaml(text: str, where: str) -> Any:
     except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where}: not YAML as it should be: {reason}") from error
+
+
+def plain(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Python values as a file would have them: plain data, lists for tuples, text for paths.
+
+    Raises:
+        ValueError: A value is something else, or as load_yaml; names it.
+    """
+    found = {}
+    for name, value in values.items():
+        try:
+            text = yaml.safe_dump(str(value) if isinstance(value, Path) else value)
+        except yaml.YAMLError as error:
+            wanted = "a number, text, a list, a mapping or None"
+            raise ValueError(f"{where}: {name}={shown(value)}: must be {wanted}") from error
+        found[name] = load_yaml(text, f"{where}: {name}")
+    return found
 
 
 def _check_size(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerState
 
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, RewardError
-from softgrpo.runs.recording import Judge, as_completion
+from softgrpo.runs.judging import Judge, as_completion
 from softgrpo.tasks import Problem, reward_columns
 
 

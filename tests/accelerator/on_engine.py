@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.evaluation import RecordFile, evaluate, read_records
+from softgrpo.evaluation import RecordFile, Sampling, read_records, sample
 from softgrpo.rewards import Judgement
 from softgrpo.rollout import NonFiniteLogitsError, TransformersEngine
 from softgrpo.tasks import Problem
@@ -120,12 +120,12 @@ def test_not_a_number_is_named():
 def test_an_evaluation(tmp_path):
     problems = [Problem(str(i), "?", "a") for i in range(len(PROMPTS))]
     records = []
+    sampling = Sampling(
+        problems, PROMPTS, thinking(max_think_tokens=4), num_samples=4, max_new_tokens=10, seed=5,
+        judge=lambda problem, text: Judgement(problem.answer in text, text), batch_size=8,
+    )  # fmt: skip
     for i, engine in enumerate(_engines()):
         with RecordFile(tmp_path / f"{i}.jsonl", {}) as file:
-            evaluate(
-                engine, problems, PROMPTS, thinking(max_think_tokens=4), file, num_samples=4,
-                max_new_tokens=10, seed=5, batch_size=8,
-                judge=lambda problem, text: Judgement(problem.answer in text, text),
-            )  # fmt: skip
+            sample(engine, sampling, file.records, file.append)
         records.append({r.key: r for r in read_records(file.path)[1]})
     assert records[1] == records[0] and len(records[0]) == 12

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone]
 RUN = """
 import json, os, signal, sys, torch
 import torch.distributed as dist
-from softgrpo.cli import train
+from softgrpo.runs import training as train
 from softgrpo.cli.main import main
 from softgrpo.rollout import TransformersEngine
 torch.set_num_threads(1)

@@ -180,7 +180,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from softgrpo.cli.main import main
-import softgrpo.cli.eval
+import softgrpo.runs.evaluating
 from softgrpo.rewards.reward import VERIFIERS
 
 def start(argv):

@@ -86,7 +86,7 @@ ENDED = [
 def test_what_cannot_change_is_refused_by_name(
     stopped, fields, said, resume, run, monkeypatch, capsys
 ):
-    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    monkeypatch.setattr("softgrpo.runs.training.load_weights", _unwanted)
     if stopped:
         _stop_after_a_step(run)
     before = _all_files(run)
@@ -110,7 +110,7 @@ def _unwanted(*_):
 def test_a_run_is_not_written_over_what_it_is_made_from(
     finished, run, monkeypatch, capsys, field, place, by_link
 ):
-    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    monkeypatch.setattr("softgrpo.runs.training.load_weights", _unwanted)
     values = yaml.safe_load(finished.read_text())
     (run / "problems.jsonl").write_bytes(Path(values["task"]).read_bytes())
     if by_link:

@@ -124,7 +124,7 @@ BAD_FIELDS = [
 
 @pytest.mark.parametrize(("fields", "said"), BAD_FIELDS, ids=lambda x: str(x)[:40])
 def test_bad_input(recipe, tmp_path, model, monkeypatch, capsys, fields, said):
-    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    monkeypatch.setattr("softgrpo.runs.training.load_weights", _unwanted)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "columns.jsonl").write_text('{"question": "a"}\n')
     padless = tmp_path / "padless"
@@ -151,7 +151,7 @@ def _unwanted(*_):
 
 
 def test_no_disk_space(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    monkeypatch.setattr("softgrpo.runs.training.load_weights", _unwanted)
     full = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr(run_directory, "shutil", full)
     assert main(["train", recipe()]) == 2
@@ -179,7 +179,7 @@ def test_the_disk_fills_up_while_saving(recipe, monkeypatch, capsys, error):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(SofTGRPOTrainer, "_save_checkpoint", fail)
-    monkeypatch.setattr("softgrpo.cli.train.draw_curves", full)
+    monkeypatch.setattr("softgrpo.runs.training.draw_curves", full)
     assert main(["train", recipe(num_eval_problems=0)]) == 1
     said = capsys.readouterr().err
     assert "no space left" in said and "checkpoint-2" in said and "--resume" in said

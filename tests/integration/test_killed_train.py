@@ -26,7 +26,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import softgrpo.cli.train
+import softgrpo.runs.training
 from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
 

@@ -182,7 +182,7 @@ TRIALS = [
 def test_what_is_wrong_with_a_reward_is_said_before_the_run(
     reward, breaks, said, recipe, near, model, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("softgrpo.cli.train.load_weights", _unwanted)
+    monkeypatch.setattr("softgrpo.runs.training.load_weights", _unwanted)
     near(breaks, after=0)
     fields = {"rewards": [f"near:{reward}"]}
     if reward == "for_text":

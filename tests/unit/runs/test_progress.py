@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from softgrpo.runs import progress as module
-from softgrpo.runs.progress import TrainingProgress, duration, status
+from softgrpo.runs.display import Display, duration
+from softgrpo.runs.progress import TrainingProgress, status
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_status():
 
 
 def test_every_log_is_a_line_where_there_is_no_terminal(capsys):
-    progress, state = TrainingProgress(8), SimpleNamespace(global_step=0, max_steps=3)
+    progress, state = TrainingProgress(8, Display()), SimpleNamespace(global_step=0, max_steps=3)
     progress.on_train_begin(None, state, None)
     for step in (1, 2, 3):
         state.global_step = step
@@ -39,7 +40,7 @@ def test_every_log_is_a_line_where_there_is_no_terminal(capsys):
 def test_training_that_does_not_log_shows_that_it_goes_on(capsys, monkeypatch):
     clock = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: clock)
-    progress, state = TrainingProgress(8), SimpleNamespace(global_step=0, max_steps=8)
+    progress, state = TrainingProgress(8, Display()), SimpleNamespace(global_step=0, max_steps=8)
     progress.on_train_begin(None, state, None)
     for step in range(1, 5):
         progress.on_step_begin(None, state, None)

@@ -1,6 +1,7 @@
 """Command line over YAML over defaults; what is not a field, or not of its type, is refused."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -57,6 +58,33 @@ def test_another_policy_trains_by_its_own_density(tmp_path, arguments, density, 
     _, training, resolved = _read(tmp_path, arguments, density="argmax", **values)
     assert training.density == density
     assert _read(tmp_path, **resolved)[1].density == density
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["--policy", "discrete"], {"policy": "discrete"}),
+        (["--tau", "0.3"], {"tau": 0.3}),
+        (["--learning_rate", "5e-6", "--seed", "7"], {"learning_rate": 5e-6, "seed": 7}),
+        (["--rewards", "exact", "format"], {"rewards": ("exact", "format")}),
+        (["--chat", "false", "--output_dir", "a/b"], {"chat": False, "output_dir": Path("a/b")}),
+        (["--chat_template_kwargs", '{"a": 1}'], {"chat_template_kwargs": {"a": 1}}),
+    ],
+)
+def test_python_s_values_do_what_the_command_line_s_text_does(tmp_path, arguments, fields):
+    _, training, resolved = _read(tmp_path, arguments, density="argmax")
+    values = _LEAST | {"density": "argmax", "output_dir": "runs/recipe"}
+    for recipe in (tmp_path / "recipe.yaml", values):
+        _, found, again = read_recipe(recipe, fields)
+        assert again == resolved and found.density == training.density
+
+
+def test_none_is_a_value_of_python_s_where_a_field_can_have_it(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(_LEAST | {"max_think_tokens": 5}))
+    assert read_recipe(path, {"max_think_tokens": None})[1].max_think_tokens is None
+    with pytest.raises(ValueError, match="tau: must have a value"):
+        read_recipe(path, {"tau": None})
 
 
 def test_policy_and_density_that_contradict_are_refused(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from softgrpo.evaluation import RecordFile, evaluate, read_records
+from softgrpo.evaluation import RecordFile, Sampling, read_records, sample
 from softgrpo.rewards import Judgement
 from softgrpo.rollout import Rollout
 from softgrpo.tasks import Problem
@@ -47,26 +47,18 @@ def _judge(problem, text):
     return Judgement(text.startswith(problem.answer), text[0])
 
 
-def _evaluate(path, engine, batch_size=4, on_record=None, judge=_judge):
+def _sample(path, engine, batch_size=4, judge=_judge):
+    """Sample into a file; what was new."""
+    sampling = Sampling(PROBLEMS, PROMPTS, ThinkingConfig(), 2, 3, 5, judge, batch_size)
     with RecordFile(path, {}) as file:
-        evaluate(
-            engine,
-            PROBLEMS,
-            PROMPTS,
-            ThinkingConfig(),
-            file,
-            num_samples=2,
-            max_new_tokens=3,
-            seed=5,
-            judge=judge,
-            batch_size=batch_size,
-            on_record=on_record,
-        )
+        before = set(file.records)
+        sample(engine, sampling, file.records, file.append)
+        return file.records.keys() - before
 
 
 def test_every_sample_meets_its_own_problem(tmp_path):
     path = tmp_path / "a.jsonl"
-    _evaluate(path, _Engine())
+    _sample(path, _Engine())
     found = {r.key: r for r in read_records(path)[1]}
     assert {key: (r.text, r.answer, r.correct) for key, r in found.items()} == {
         ("a", 0): ("7.0", "7", True),
@@ -84,13 +76,12 @@ def test_every_sample_meets_its_own_problem(tmp_path):
 @pytest.mark.parametrize("killed_after", range(6))
 def test_a_killed_run_goes_on_with_what_is_missing(tmp_path, killed_after):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    _evaluate(whole, _Engine())
+    _sample(whole, _Engine())
     with pytest.raises(KeyboardInterrupt):
-        _evaluate(killed, _Engine(dies_after=killed_after))
+        _sample(killed, _Engine(dies_after=killed_after))
     assert len(read_records(killed)[1]) == killed_after
-    engine, seen = _Engine(), []
-    _evaluate(killed, engine, on_record=seen.append)
-    assert len(seen) == 6 - killed_after
+    engine = _Engine()
+    assert len(_sample(killed, engine)) == 6 - killed_after
     lines = [sorted(path.read_bytes().splitlines()) for path in (whole, killed)]
     assert lines[0] == lines[1]
     # Parts that are whole are not made again; the others are made as they were, as a whole.
@@ -99,15 +90,15 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path, killed_after):
 
 def test_what_is_finished_is_not_made_again(tmp_path):
     path = tmp_path / "a.jsonl"
-    _evaluate(path, _Engine())
+    _sample(path, _Engine())
     engine = _Engine()
-    _evaluate(path, engine)
+    _sample(path, engine)
     assert engine.calls == []
 
 
 def test_a_problems_samples_are_never_parted(tmp_path):
     engine = _Engine()
-    _evaluate(tmp_path / "a.jsonl", engine, batch_size=1)
+    _sample(tmp_path / "a.jsonl", engine, batch_size=1)
     assert engine.calls == [(1, 0), (1, 2), (1, 4)]
 
 
@@ -116,4 +107,4 @@ def test_a_verifier_that_fails_is_heard(tmp_path):
         raise RuntimeError("the verifier did not start")
 
     with pytest.raises(RuntimeError, match="did not start"):
-        _evaluate(tmp_path / "a.jsonl", _Engine(), judge=broken)
+        _sample(tmp_path / "a.jsonl", _Engine(), judge=broken)

@@ -1,0 +1,318 @@
+"""A recipe's run, from its checks to its table. The trainer is used as it is."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shlex
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerState
+
+from softgrpo.files import delete, locked, put_in_place
+from softgrpo.models import load_weights
+from softgrpo.reports import draw_curves, read_metrics
+from softgrpo.rewards import RewardError
+from softgrpo.rollout import NonFiniteLogitsError, Rollout
+from softgrpo.runs.callbacks import Interrupt, MetricsLog, SampleKeeper
+from softgrpo.runs.directory import RunDirectory
+from softgrpo.runs.display import Display, Silent
+from softgrpo.runs.errors import RunFailed, reward_failed
+from softgrpo.runs.outcome import (
+    Evaluations,
+    Outcome,
+    cost,
+    evaluate_all,
+    former_cost,
+    report,
+    usage,
+)
+from softgrpo.runs.plan import Plan, make_plan
+from softgrpo.runs.progress import TrainingProgress
+from softgrpo.runs.recipe import SECRETS, Changes, read_recipe
+from softgrpo.runs.resuming import check_changes
+from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+from softgrpo.values import shown
+
+_FULL = 2**20  # bytes free, where torch fails to write and does not say why
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the parts of one start of a run share."""
+
+    plan: Plan
+    directory: RunDirectory
+    display: Display
+    again: str  # how to go on
+    resume: bool
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+    **fields: Any,
+) -> Outcome:
+    """Train what a recipe describes: evaluation before, training, evaluation after, a table.
+
+        train("recipes/lab.yaml", learning_rate=5e-6, output_dir="runs/slower")
+
+    Ctrl-C and SIGTERM finish the step and save it, if this is the main thread.
+
+    Args:
+        recipe: A YAML file, or its fields.
+        resume: Go on from the last checkpoint in output_dir, where there is one.
+        overwrite: Delete the run that is there.
+        display: Where it says how it goes; None: as the command line does.
+        fields: Values that win over the recipe's: fields of RunConfig and of SofTGRPOConfig.
+
+    Raises:
+        ValueError: The recipe, the data or the folder are of no use; nothing has been touched.
+        RunFailed: The loss was not finite, a reward failed, or the disk is full.
+    """
+    return start(recipe, fields, resume, overwrite, display or Display())
+
+
+def start(
+    recipe: str | Path | Mapping[str, Any],
+    changes: Changes,
+    resume: bool,
+    overwrite: bool,
+    display: Display,
+) -> Outcome:
+    """As `train`; changes may also be ``--field value`` arguments of a command line."""
+    if resume and overwrite:
+        raise ValueError("resume=True, overwrite=True: choose one of them")
+    with Interrupt(display) as interrupt:
+        started = usage()
+        config, args, values = read_recipe(recipe, changes)
+        directory = RunDirectory(Path(str(args.output_dir)))
+        is_main = args.process_index == 0
+        if is_main:
+            directory.check(resume, overwrite)
+            options: Any = config.task_options or {}
+            source = options.get("eval_source")
+            directory.check_inputs(model=config.model, task=config.task, eval_source=source)
+        plan = make_plan(config, args)
+        if is_main and resume:
+            check_changes(directory, values, plan.num_steps, args.world_size)
+        directory.require_space(_checkpoint_bytes(plan))
+        again = _call(recipe, changes, resume=True)
+        this = _Start(plan, directory, display if is_main else Silent(), again, resume)
+        trainer = _make_trainer(this, interrupt)
+        # From here on the folder is written to.
+        with locked(directory.path) if is_main else nullcontext():
+            if is_main:
+                directory.check(resume, overwrite)  # another may have begun meanwhile
+                if overwrite:
+                    directory.clear()
+                call = _call(recipe, changes, resume=False)
+                changed = directory.write_config(values, call, args.seed)
+                for note in (*plan.notes, *(f"resumed with another {x}" for x in changed)):
+                    display.say(note)
+            return _carry_out(this, trainer, interrupt, started)
+
+
+def _call(recipe: str | Path | Mapping[str, Any], changes: Changes, resume: bool) -> str:
+    """The command or the call that starts the run, or goes on with it; without secrets."""
+    if not isinstance(changes, Mapping):
+        return shlex.join(["softgrpo", "train", str(recipe), *changes, *["--resume"] * resume])
+    what = "{...}" if isinstance(recipe, Mapping) else repr(str(recipe))
+    given = [f"{name}={shown(x)}" for name, x in changes.items() if name not in SECRETS]
+    return f"softgrpo.runs.train({', '.join([what, *given, *['resume=True'] * resume])})"
+
+
+def _carry_out(
+    this: _Start, trainer: SofTGRPOTrainer, interrupt: Interrupt, started: tuple[float, float]
+) -> Outcome:
+    """Evaluate, train, evaluate, report."""
+    plan, directory, display = this.plan, this.directory, this.display
+    outcome = Outcome(
+        directory.path,
+        directory.model,
+        directory.metrics,
+        directory.curves,
+        directory.summary.parent,
+    )
+    is_main = trainer.is_world_process_zero()
+    try:
+        if is_main:
+            outcome = replace(outcome, before=_evaluate(this, trainer, "before"))
+        trainer.accelerator.wait_for_everyone()
+        has_trained = _train(this, trainer)
+        outcome = replace(outcome, step=trainer.state.global_step)
+        if interrupt.requested:
+            display.say(f"saved after step {outcome.step}; go on with: {this.again}")
+            return replace(outcome, interrupted=True)
+        _save_model(trainer, directory)
+        trainer.engine.sync()  # in every process: shards are gathered
+        if is_main:
+            after = _evaluate(this, trainer, "after")
+            spent = None if has_trained else former_cost(directory)
+            spent = spent or cost(started, trainer.state.num_input_tokens_seen)
+            outcome = replace(outcome, after=after, cost=spent)
+            report(plan, directory, outcome, display)
+        trainer.accelerator.wait_for_everyone()
+        return outcome
+    except KeyboardInterrupt:
+        display.say(f"stopped; {_what_is_left(directory)}; go on with: {this.again}")
+        return replace(outcome, step=trainer.state.global_step, interrupted=True)
+    except RewardError as error:
+        left = f"{_what_is_left(directory)}; go on with: {this.again}"
+        raise reward_failed(error, left) from error
+    except (NonFiniteLossError, NonFiniteLogitsError) as error:
+        raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
+    except Exception as error:
+        if not _is_disk_full(error, directory.path):
+            raise
+        raise RunFailed(
+            f"no space left on the disk of {directory.path}; {_what_is_left(directory)}; make "
+            f"room, then: {this.again}"
+        ) from error
+    finally:
+        if is_main:
+            _draw(this)
+
+
+def _evaluate(this: _Start, trainer: SofTGRPOTrainer, when: str) -> Evaluations:
+    with trainer.rollout_precision():
+        return evaluate_all(trainer.engine, this.plan, this.directory, when, this.display)
+
+
+def _make_trainer(this: _Start, interrupt: Interrupt) -> SofTGRPOTrainer:
+    plan, directory, args = this.plan, this.directory, this.plan.args
+    dtype = getattr(torch, plan.config.dtype)
+    trainer = SofTGRPOTrainer(
+        load_weights(plan.model, dtype, args.trust_remote_code),
+        plan.rewards,
+        args,
+        train_dataset=plan.train,
+        eval_dataset=plan.evaluation,
+        processing_class=plan.tokenizer,
+        peft_config=plan.lora,
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    trainer.add_callback(interrupt)
+    shown = plan.shown
+    if trainer.is_fsdp_enabled and (plan.decodings or shown.problems):
+        raise ValueError(
+            "num_eval_problems, num_samples_kept: with FSDP both must be 0, as they generate in "
+            "one process; eval_strategy: steps evaluates in all of them"
+        )
+    if not trainer.is_world_process_zero():
+        return trainer
+    sequences = int(args.generation_batch_size or 0) // args.world_size
+    progress = TrainingProgress(sequences, this.display)
+    trainer.on_rollout = progress.on_rollout
+    trainer.add_callback(progress)
+    trainer.add_callback(MetricsLog(directory.metrics))
+    if shown.problems:
+
+        def generate() -> list[Rollout]:
+            trainer.engine.sync()
+            with trainer.rollout_precision():
+                return trainer.engine.generate(
+                    shown.prompt_ids,
+                    shown.thinking,
+                    max_new_tokens=shown.max_new_tokens,
+                    seed=shown.seed,
+                )
+
+        every = plan.config.sample_steps
+        trainer.add_callback(SampleKeeper(directory.samples, every, shown, generate))
+    return trainer
+
+
+def _train(this: _Start, trainer: SofTGRPOTrainer) -> bool:
+    """Train from the checkpoint on; only load it, and return False, where it is the end already."""
+    checkpoint = _checkpoint(this) if this.resume else None
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= this.plan.num_steps:
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return False
+    if trainer.is_world_process_zero():
+        directory = this.directory
+        for path in (*directory.path.glob("evaluation/after-*.jsonl"), directory.summary):
+            path.unlink(missing_ok=True)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NonFiniteLogitsError as error:
+        step = trainer.state.global_step + 1
+        raise NonFiniteLogitsError(f"{error}, in the rollout of training step {step}") from error
+    return True
+
+
+def _save_model(trainer: SofTGRPOTrainer, directory: RunDirectory) -> None:
+    """The final model, whole or not at all: a former one, or the checkpoints, stand until then."""
+    made, is_main = directory.unfinished_model, trainer.is_world_process_zero()
+    if is_main:
+        delete(made)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(made), _internal_call=True)  # which does not push it yet
+    trainer.accelerator.wait_for_everyone()
+    if is_main:
+        put_in_place(made, directory.model)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def _checkpoint(this: _Start) -> Path | None:
+    """The checkpoint to resume from, said aloud."""
+    checkpoint, incomplete = this.directory.last_checkpoint()
+    for folder in incomplete:
+        this.display.say(f"{folder} is incomplete: skipped")
+    where = f"from {checkpoint}" if checkpoint else "from the beginning: there is no checkpoint yet"
+    this.display.say(f"resuming {where}")
+    return checkpoint
+
+
+def _what_is_left(directory: RunDirectory) -> str:
+    checkpoint, _ = directory.last_checkpoint()
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+
+
+def _checkpoint_bytes(plan: Plan) -> int:
+    """What the run will write at most, nearly: weights and Adam's two moments, some times over.
+
+    0 where it cannot be told before the model is there (a hub id), or is little (LoRA).
+    """
+    weights = sum(path.stat().st_size for path in Path(plan.model).glob("*.safetensors"))
+    args = plan.args
+    if args.save_strategy == "no":
+        saves = 1
+    else:
+        steps = args.save_steps if args.save_steps >= 1 else args.save_steps * plan.num_steps
+        saves = math.ceil(plan.num_steps / max(steps, 1))
+    if args.save_total_limit:
+        saves = min(saves, args.save_total_limit + 1)  # the oldest goes after the newest is there
+    return 0 if plan.lora else weights * (1 + 3 * saves)
+
+
+def _is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Also where torch or safetensors put it into words of their own, or only fail."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left on device" in str(error):
+        return True
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _FULL
+
+
+def _draw(this: _Start) -> None:
+    metrics, curves = this.directory.metrics, this.directory.curves
+    try:
+        if metrics.exists() and read_metrics(metrics):
+            draw_curves(metrics, curves, f"{this.plan.config.model}, {this.plan.config.task}")
+    except OSError as error:  # it must not hide why the run has ended, a full disk for one
+        this.display.say(f"{curves}: not drawn: {error}")
