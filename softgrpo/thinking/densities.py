@@ -89,6 +89,45 @@ def concrete(logits: Tensor, scores: Tensor, support: Tensor) -> Tensor:
     return _sum_support(log_probs, support) - support.sum(-1) * torch.logsumexp(terms, dim=-1)
 
 
+def censored(
+    logits: Tensor, scores: Tensor, support: Tensor, tau: float, min_weight: float
+) -> Tensor:
+    """Density of a mixture whose weights below min_weight times the largest were cut.
+
+        sum_{i in S} log p_i - n log [ sum_{i in S} p_i exp(-g'_i) + exp(-c) sum_{j not in S} p_j ]
+        S = {i : g'_i >= c},   c = max g' + tau log(min_weight),   n = |S|
+
+    up to terms without theta. A column that stays has its Gumbel density, one that went the
+    probability of lying below c, and the common shift of all g', which no weight depends on, is
+    integrated out. So it is the likelihood of what is fed, and of nothing else, whatever
+    min_weight is: its score has never more variance than that of ``concrete``, which it is at 0.
+    At 1 only the reported token stays, and it is ``argmax`` up to a constant. Ours.
+    """
+    log_probs = log_support(logits, support)
+    scores = scores.to(logits.dtype)
+    stays = heavy_columns(scores, support, tau, min_weight)
+    # At min_weight 0 the edge is at -inf and nothing lies below it: inf times nothing.
+    edge = _edge(scores, support, tau, min_weight)
+    terms = log_probs - torch.where(stays, scores, edge)
+    shift = torch.logsumexp(torch.where(support, terms, -torch.inf), dim=-1)
+    return _sum_support(log_probs, stays) - stays.sum(-1) * shift
+
+
+def heavy_columns(scores: Tensor, support: Tensor, tau: float, min_weight: float) -> Tensor:
+    """[N, K] bool, the columns whose weight is at least min_weight times the largest.
+
+    Weights are softmax(g' / tau), so that the scores alone tell, in a rollout and again in its
+    replay.
+    """
+    return support & (scores >= _edge(scores, support, tau, min_weight))
+
+
+def _edge(scores: Tensor, support: Tensor, tau: float, min_weight: float) -> Tensor:
+    """[N, 1], the least score of a column that stays; -inf where min_weight is 0."""
+    largest = scores.masked_fill(~support, -torch.inf).amax(-1, keepdim=True)
+    return largest + tau * (math.log(min_weight) if min_weight else -math.inf)
+
+
 def argmax(logits: Tensor, scores: Tensor, support: Tensor) -> Tensor:
     """log p of the reported token over the support: exactly log P(argmax w = i) by Gumbel-max.
 
