@@ -146,6 +146,7 @@ POLICY_DENSITIES = [
     ("gumbel", "gumbel", "sum"),
     ("gumbel", "concrete", "sum"),
     ("gumbel", "argmax", "sum"),
+    ("gumbel", "censored", "sum"),
     ("dirichlet", "dirichlet", "masked_mean"),
     ("dirichlet", "dirichlet", "sum"),
     ("gaussian", "gaussian", "masked_mean"),

@@ -20,6 +20,7 @@ from threading import Lock
 from typing import Any, BinaryIO, get_args, get_type_hints
 
 from softgrpo.files import naming, require_regular
+from softgrpo.thinking.fields import ThinkingFields
 
 FORMAT = "softgrpo-records/1"
 _START = b'{"format": "softgrpo-records/'
@@ -128,7 +129,7 @@ class RecordFile:
             self._write({"format": FORMAT, "settings": settings})
             return {}, 0
         there, records, whole = _parse(self._file, self.path)
-        before, now = dict(_flat(there)), dict(_flat(settings))
+        before, now = (dict(_flat(_complete(given))) for given in (there, settings))
         changes = [
             f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -219,6 +220,15 @@ def _to_record(line: bytes) -> Record | None:
         for name, x in found.items()
     )
     return Record(**found) if is_right else None
+
+
+def _complete(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults of what is younger than the file that the settings are from."""
+    thinking = settings.get("thinking")
+    if not isinstance(thinking, dict):
+        return settings
+    defaults = {field.name: field.default for field in fields(ThinkingFields)}
+    return {**settings, "thinking": _plain(defaults) | thinking}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,9 +14,9 @@ from typing import Any
 from softgrpo.evaluation import metrics
 from softgrpo.evaluation.records import Record
 
-# What a policy reads beside the sampling that all share; kept here, as `thinking` loads torch.
+# What a policy reads beside the sampling that all share.
 _READ_BY = {
-    "gumbel": ("tau",),
+    "gumbel": ("tau", "min_weight"),
     "dirichlet": ("alpha",),
     "gaussian": ("sigma",),
     "embedding_gaussian": ("sigma",),

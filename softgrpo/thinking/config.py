@@ -22,6 +22,7 @@ REPLAY_FIELDS = (
     "policy",
     "temperature",
     "tau",
+    "min_weight",
     "prob_floor",
     "noise_clamp",
     "alpha",

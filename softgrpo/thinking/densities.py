@@ -18,7 +18,15 @@ from torch import Tensor
 from softgrpo.thinking.config import ThinkingConfig
 
 DensityName = Literal[
-    "gumbel", "concrete", "argmax", "dirichlet", "gaussian", "embedding_gaussian", "none", "token"
+    "gumbel",
+    "concrete",
+    "argmax",
+    "censored",
+    "dirichlet",
+    "gaussian",
+    "embedding_gaussian",
+    "none",
+    "token",
 ]
 Reduction = Literal["masked_mean", "sum"]
 

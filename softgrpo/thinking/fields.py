@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from softgrpo.values import Range, above, at_least
+from softgrpo.values import Range, above, at_least, between
 
 MixerName = Literal["discrete", "soft", "gumbel", "dirichlet", "gaussian", "embedding_gaussian"]
 
@@ -55,6 +55,12 @@ class ThinkingFields:
     )
     tau: Annotated[float, _TAU] = _field(
         0.1, "Gumbel-Softmax temperature of policy gumbel: softer when higher."
+    )
+    # Not in the paper: see densities.censored.
+    min_weight: Annotated[float, between(0, 1)] = _field(
+        0.0,
+        "Policy gumbel: cut weights below this share of the largest. 0 cuts none, 1 all but one; "
+        "density censored is exact for each.",
     )
     # Deviation [3] of the authors' code from the paper.
     prob_floor: Annotated[float, _SHARE] = _field(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softgrpo.thinking import noise as noises
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.densities import DensityName
+from softgrpo.thinking.densities import DensityName, heavy_columns
 from softgrpo.thinking.fields import MixerName
 from softgrpo.thinking.support import Support
 
@@ -73,11 +73,12 @@ class Soft(Mixer):
 class Gumbel(Mixer):
     """Gumbel-Softmax (Eq. 9): g' = log p + Gumbel noise, weights softmax(g' / tau).
 
+    Weights below ``min_weight`` times the largest are cut, which the paper does not do.
     Columns outside the support keep a score, log(prob_floor) + noise, which only the authors'
     masked mean looks at (deviation [4]); their weight is 0.
     """
 
-    densities = ("gumbel", "concrete", "argmax")
+    densities = ("gumbel", "concrete", "argmax", "censored")
 
     def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
         floor = max(config.prob_floor, torch.finfo(torch.float32).tiny)
@@ -88,7 +89,8 @@ class Gumbel(Mixer):
         return log_probs + gumbel
 
     def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
-        return torch.softmax((scores / config.tau).masked_fill(~support, -torch.inf), dim=-1)
+        stays = heavy_columns(scores, support, config.tau, config.min_weight)
+        return torch.softmax((scores / config.tau).masked_fill(~stays, -torch.inf), dim=-1)
 
 
 class Dirichlet(Mixer):

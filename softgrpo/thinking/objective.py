@@ -22,7 +22,7 @@ class Objective:
         config: The rollout's settings.
         density: One of its policy's (see softgrpo.thinking.densities); None: the policy's default.
         reduction: ``masked_mean`` (the authors' code) or ``sum`` (the density on the support). It
-            means nothing to ``concrete``, ``argmax``, ``none`` and ``token``.
+            means nothing to ``concrete``, ``argmax``, ``censored``, ``none`` and ``token``.
 
     Raises:
         ValueError: The density is none of the policy's, the reduction is unknown, or policy
@@ -107,6 +107,8 @@ class Objective:
                 return densities.concrete(logits, scores, support)
             case "argmax", _:
                 return densities.argmax(logits, scores, support)
+            case "censored", _:
+                return densities.censored(logits, scores, support, config.tau, config.min_weight)
             case "dirichlet", "masked_mean":
                 return densities.dirichlet_masked_mean(logits, scores, config.alpha)
             case "dirichlet", _:

@@ -193,14 +193,16 @@ class SoftTrace:
     def require(self, config: ThinkingConfig) -> None:
         """Refuse a replay under settings other than the rollout's.
 
+        A setting that the trace does not name is younger than its file, and had its default.
+
         Raises:
             ValueError: Names each setting that differs, with both values.
         """
-        wanted = config.replay_settings()
+        settings = ThinkingConfig().replay_settings() | self.settings
         differing = {
-            name: (self.settings.get(name), value)
-            for name, value in wanted.items()
-            if self.settings.get(name) != value
+            name: (settings[name], value)
+            for name, value in config.replay_settings().items()
+            if settings[name] != value
         }
         if differing:
             listed = ", ".join(

@@ -60,8 +60,8 @@ class TrainingFields:
     density: str | None = field(
         default=None,
         metadata={
-            "help": "Log-density to train: gumbel, concrete, argmax (policy gumbel); default: the "
-            "policy's own."
+            "help": "Log-density to train: gumbel, concrete, argmax, censored (policy gumbel); "
+            "default: the policy's own."
         },
     )
     reduction: str = field(

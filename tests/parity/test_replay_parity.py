@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,18 @@ def test_every_policy_and_density(policy, density, reduction, end):
         assert any(r.thinking_ended_by == end for r in rollouts)
         assert any(r.trace.is_soft.any() and not r.trace.is_soft.all() for r in rollouts)
     assert _gap(model, config, objective, rollouts) < BOUND
+
+
+@pytest.mark.parametrize("min_weight", [0.05, 0.4, 1.0])
+@pytest.mark.parametrize("density", ["gumbel", "concrete", "argmax", "censored"])
+def test_cut_mixtures(density, min_weight):
+    model = tiny_model("untied")
+    config = thinking(min_weight=min_weight, noise_clamp=None, prob_floor=0.0, tau=1.0)
+    objective = Objective(config, density, "sum")
+    rollouts = roll_out(model, config, objective, num_generations=8)
+    assert _gap(model, config, objective, rollouts) < BOUND
+    whole = roll_out(model, replace(config, min_weight=0.0), num_generations=8)
+    assert [r.token_ids for r in rollouts] != [r.token_ids for r in whole]  # what is fed is cut
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -76,6 +76,25 @@ def test_recorded_scores_give_the_drawn_weights_again(policy):
     assert (again[~step.support] == 0).all()
 
 
+@pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
+def test_light_weights_are_cut_and_the_others_keep_their_ratios(tau):
+    whole, _ = _draw("gumbel", tau=tau, top_p=0.8)
+    cut, _ = _draw("gumbel", tau=tau, top_p=0.8, min_weight=0.2)
+    least = 0.2 * whole.weights[:, :1]
+    by_token = _by_token(cut, cut.weights)
+    kept = _by_token(whole, whole.weights.masked_fill(whole.weights < least, 0.0))
+    assert ((kept > 0).sum(-1) < whole.support.sum(-1)).any()
+    torch.testing.assert_close(by_token, kept / kept.sum(-1, keepdim=True))
+    # Of which the likelihood is made: columns that were cut are recorded as well.
+    torch.testing.assert_close(_by_token(cut, cut.scores), _by_token(whole, whole.scores))
+    torch.testing.assert_close(cut.support, whole.support)
+
+
+def test_at_min_weight_1_a_thought_is_its_reported_token():
+    step, _ = _draw("gumbel", tau=2.0, min_weight=1.0)
+    assert (step.weights[:, 0] == 1).all() and (step.weights[:, 1:] == 0).all()
+
+
 def test_a_density_of_another_policy_is_refused_by_name():
     assert check_density("gumbel", None) == "gumbel"
     with pytest.raises(ValueError, match="density='concrete': policy 'dirichlet'"):

@@ -95,8 +95,8 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path):
 
 
 OTHER = {
-    "policy": "dirichlet", "temperature": 0.6, "tau": 0.5, "prob_floor": 0.0, "noise_clamp": None,
-    "alpha": 2.0, "sigma": 0.1, "answer_temperature": 0.6,
+    "policy": "dirichlet", "temperature": 0.6, "tau": 0.5, "min_weight": 0.1,
+    "prob_floor": 0.0, "noise_clamp": None, "alpha": 2.0, "sigma": 0.1, "answer_temperature": 0.6,
 }  # fmt: skip
 
 
