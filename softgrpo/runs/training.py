@@ -6,7 +6,7 @@ import errno
 import math
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,10 +125,22 @@ def start(
 def _call(recipe: str | Path | Mapping[str, Any], changes: Changes, resume: bool) -> str:
     """The command or the call that starts the run, or goes on with it; without secrets."""
     if not isinstance(changes, Mapping):
-        return shlex.join(["softgrpo", "train", str(recipe), *changes, *["--resume"] * resume])
+        words = ["softgrpo", "train", str(recipe), *_told(changes), *["--resume"] * resume]
+        return shlex.join(words)
     what = "{...}" if isinstance(recipe, Mapping) else repr(str(recipe))
     given = [f"{name}={shown(x)}" for name, x in changes.items() if name not in SECRETS]
     return f"softgrpo.runs.train({', '.join([what, *given, *['resume=True'] * resume])})"
+
+
+def _told(arguments: Sequence[str]) -> Iterator[str]:
+    """``--field value`` arguments without the secret ones."""
+    is_secret = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument.removeprefix("--").partition("=")[0]
+            is_secret = name.replace("-", "_") in SECRETS
+        if not is_secret:
+            yield argument
 
 
 def _carry_out(

@@ -77,12 +77,13 @@ def steps():
 notes.touch()
 begun = time.monotonic()
 assert os.waitpid(start(whole), 0)[1] == 0, "the uninterrupted run"
-longest = (time.monotonic() - begun) / 5  # a start that is killed gets so far, however slow it is
+longest = (time.monotonic() - begun) / 5
 rng, seen = random.Random(0), []
 for kill in range(int(os.environ["KILLS"])):
-    pid = start(run)
-    begun, wait = time.monotonic(), rng.uniform(0, longest)
-    until = rng.randint(0, 6)
+    # So many steps further, however slow they are; or some time after the start.
+    further = rng.randint(0, 5)
+    until, wait = steps() + further, 0 if further else rng.uniform(0, longest)
+    pid, begun = start(run), time.monotonic()
     ended = (0, 0)
     while time.monotonic() - begun < 60 + longest:
         ended = os.waitpid(pid, os.WNOHANG)
