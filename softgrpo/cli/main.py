@@ -21,6 +21,7 @@ _OUTPUT = "standard output"
 
 _EXAMPLES = """\
 examples:
+  softgrpo plan recipes/quickstart.yaml
   softgrpo train recipes/quickstart.yaml
   softgrpo generate runs/quickstart "7 + 7 + 4?" --show-thoughts
   softgrpo eval runs/quickstart --benchmarks gsm8k --data benchmark_files --limit 40
@@ -43,6 +44,20 @@ Fields are those listed below with their defaults, and every other field of TRL'
 GRPOConfig (output_dir, learning_rate, max_steps, num_generations, max_completion_length, loss_type,
 seed, ...). The values of a list follow each other, and a mapping is YAML: --rewards numeric format
 --lora "{r: 8}". Paths are relative to the current directory.
+"""
+
+_PLAN = """\
+Say whether a recipe's run fits a device, phase by phase, and how long it takes: from the model's
+config alone, before anything is loaded or rented. Estimates, and they say so.
+
+  softgrpo plan recipes/quickstart.yaml
+  softgrpo plan recipes/quickstart.yaml --train_batch_tokens 2048 --json
+  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 8
+  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 8 --fsdp --prompt-tokens 512
+  softgrpo plan --calibrate                  measures this machine once, for its times
+
+Fields of the recipe can be given as in `softgrpo train`. Where the run does not fit, it says which
+fields would help; where it does, how large its budgets of tokens may be.
 """
 
 _GENERATE = """\
@@ -109,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = _parser(arguments)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("train", "serve"):
+    if rest and options.command not in ("train", "plan", "serve"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     is_debugging = os.environ.get("SOFTGRPO_DEBUG") == "1"
     for stream in (sys.stdout, sys.stderr):
@@ -168,7 +183,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
         from softgrpo.cli import compare
 
         return compare.run(options)
-    if options.command == "train":
+    if options.command in ("train", "plan") and options.recipe:
         # What a text editor can put right needs no seconds of imports.
         from softgrpo.runs.recipe import read_yaml
 
@@ -191,6 +206,10 @@ def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -
         from softgrpo.cli import eval as evaluation
 
         return evaluation.run(options)
+    if options.command == "plan":
+        from softgrpo.cli import planning
+
+        return planning.run(options, rest)
     from softgrpo.cli import train
 
     return train.run(options, rest)
@@ -208,6 +227,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, line, text, fill in (
         ("train", "train a model as a recipe says", _TRAIN, _add_train),
+        ("plan", "whether a run fits, and how long it takes", _PLAN, _add_plan),
         ("generate", "generate from a model", _GENERATE, _add_generate),
         ("serve", "serve a model over HTTP, by vLLM", _SERVE, _add_serve),
         ("eval", "evaluate a model on benchmarks", _EVAL, _add_eval),
@@ -251,6 +271,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     how.add_argument("--overwrite", action="store_true", help="delete the run that is there")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "softgrpo plan [RECIPE] [--field value ...] [options]"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, as of train")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one each (1)")
+    parser.add_argument(
+        "--device",
+        choices=["h100", "a100-80", "a100-40", "l40s", "4090", "cpu"],
+        help="(cpu where the recipe says use_cpu, else h100)",
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of each (the device's)")
+    parser.add_argument("--fsdp", action="store_true", help="FSDP2 shards the model; else DDP")
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="of the longest; reads no problems"
+    )
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine first")
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

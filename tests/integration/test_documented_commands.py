@@ -26,7 +26,7 @@ from softgrpo.runs.recipe import read_recipe
 from tests.helpers import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ["train", "generate", "eval", "compare", "serve", "lab"]
+COMMANDS = ["train", "plan", "generate", "eval", "compare", "serve", "lab"]
 PROGRAM = re.compile(
     r"(\w+=\S+ )*(softgrpo|make|source|git|cd|pip|accelerate|\S*python\S*|\S*/pip) "
 )
@@ -157,7 +157,9 @@ def check(words: list[str], model: str) -> None:
             main(words)
         return
     options, rest = _parser(words).parse_known_args(words)
-    if options.command == "train":
+    if options.command == "plan" and options.recipe:
+        read_recipe(options.recipe, [*rest, "--use_cpu", "true"])
+    elif options.command == "train":
         here = rest + ["--use_cpu", "true", "--bf16", "false"] * ("--bf16" in rest)
         read_recipe(options.recipe, here)
     elif options.command == "serve":

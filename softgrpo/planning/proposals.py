@@ -1,0 +1,159 @@
+"""Which fields would let a run fit, and budgets of tokens that use what memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from softgrpo.planning.job import Job, Reference
+from softgrpo.planning.memory import memory, peak
+from softgrpo.planning.shapes import Shape
+
+# Of a device's memory: the rest is for what no estimate knows, fragments above all.
+USABLE = 0.92
+LORA = "{r: 16, target_modules: all-linear}"
+# Budgets are given in multiples of it.
+_GRAIN = 64
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Fields with which the run holds less.
+
+    Attributes:
+        fields: As a recipe or the command line has them.
+        peak: Bytes of a process.
+        fits: Whether that is within the device.
+    """
+
+    fields: str
+    peak: int
+    fits: bool
+
+
+def fits(shape: Shape, job: Job, device_bytes: int) -> bool:
+    """Whether every phase is within the usable share of the device's memory."""
+    return _peak(shape, job, device_bytes) <= USABLE * device_bytes
+
+
+def proposals(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> list[Proposal]:
+    """What would help a run that does not fit, one change at a time, then all of them together.
+
+    Args:
+        shape: The model's, as the run trains it.
+        adapted: The same with LoRA.
+        job: The run's.
+        device_bytes: Memory of the device.
+    """
+    before = _peak(shape, job, device_bytes)
+    found = []
+    for change in _CHANGES:
+        fields, other, changed = change(shape, adapted, job, device_bytes)
+        most = _peak(other, changed, device_bytes)
+        if most < before:
+            found.append(Proposal(fields, most, most <= USABLE * device_bytes))
+    if any(proposal.fits for proposal in found):
+        return [proposal for proposal in found if proposal.fits]
+    names: list[str] = []
+    for change in _CHANGES:
+        fields, other, changed = change(shape, adapted, job, device_bytes)
+        most = _peak(other, changed, device_bytes)
+        if most < before:
+            before, shape, job = most, other, changed
+            names.append(fields)
+        if before <= USABLE * device_bytes:
+            break
+    together = Proposal(", ".join(names), before, before <= USABLE * device_bytes)
+    return [together] if together.fits else [*found, together]
+
+
+def train_budget(shape: Shape, job: Job, device_bytes: int) -> int | None:
+    """The largest ``train_batch_tokens`` that fits; None: not even one sequence a pass does.
+
+    More than a micro-batch has is of no use.
+    """
+    return _largest(
+        job.length,
+        max(job.length, job.tokens_of(job.micro_batch)),
+        lambda n: fits(shape, replace(job, train_batch_tokens=n), device_bytes),
+    )
+
+
+def rollout_budget(shape: Shape, job: Job, device_bytes: int) -> int | None:
+    """The largest ``rollout_batch_tokens`` whose rollouts and evaluations fit."""
+    sequences = min(max(job.sequences, job.eval_sequences), job.rollout_batch_size)
+    longest = job.length + job.length // 4 + 1
+
+    def is_within(tokens: int) -> bool:
+        phases = memory(shape, replace(job, rollout_batch_tokens=tokens), device_bytes)
+        held = [phases[name] for name in ("rollout", "evaluation") if name in phases]
+        return max(sum(kinds.values()) for kinds in held) <= USABLE * device_bytes
+
+    return _largest(job.length, max(job.length, sequences * longest), is_within)
+
+
+def vllm_share(shape: Shape, job: Job, device_bytes: int) -> float | None:
+    """The largest ``vllm_gpu_memory_utilization`` beside the training; None: too little is left.
+
+    vLLM's own weights and the keys and values of one sequence must fit in it.
+    """
+    rest = memory(shape, replace(job, engine="vllm", vllm_share=0.0), device_bytes)
+    share = int(100 * (USABLE - peak(rest)[1] / device_bytes)) / 100
+    needed = shape.parameters * shape.bytes_of_products + job.length * shape.cache_bytes
+    return share if share * device_bytes > needed else None
+
+
+# Changes, in the order in which one would try them: (shape, adapted, job, device's bytes) to what
+# they are called, the shape and the job with them.
+def _smaller_cache(
+    shape: Shape, adapted: Shape, job: Job, device_bytes: int
+) -> tuple[str, Shape, Job]:
+    if job.engine != "transformers":
+        return "", shape, job
+    tokens = rollout_budget(shape, job, device_bytes) or job.length
+    return f"rollout_batch_tokens: {tokens}", shape, replace(job, rollout_batch_tokens=tokens)
+
+
+def _smaller_passes(
+    shape: Shape, adapted: Shape, job: Job, device_bytes: int
+) -> tuple[str, Shape, Job]:
+    tokens = train_budget(shape, job, device_bytes) or job.length
+    return f"train_batch_tokens: {tokens}", shape, replace(job, train_batch_tokens=tokens)
+
+
+def _checkpointing(
+    shape: Shape, adapted: Shape, job: Job, device_bytes: int
+) -> tuple[str, Shape, Job]:
+    return "gradient_checkpointing: true", shape, replace(job, checkpointing="all")
+
+
+def _sharding(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> tuple[str, Shape, Job]:
+    sharded = replace(job, is_sharded=True, rollout_copy_bytes=shape.bytes_of_products)
+    return "FSDP2 (plan: --fsdp)", shape, sharded if job.processes > 1 else job
+
+
+def _adapters(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> tuple[str, Shape, Job]:
+    if shape.adapters:
+        return "", shape, job
+    reference: Reference = "none" if job.reference == "none" else "adapter off"
+    return f"lora: {LORA}", adapted, replace(job, reference=reference)
+
+
+_CHANGES = (_smaller_cache, _smaller_passes, _checkpointing, _sharding, _adapters)
+
+
+def _peak(shape: Shape, job: Job, device_bytes: int) -> int:
+    return peak(memory(shape, job, device_bytes))[1]
+
+
+def _largest(low: int, high: int, is_within: Callable[[int], bool]) -> int | None:
+    """The largest number from low to high that is within, or nearly; None: low is not."""
+    if not is_within(low):
+        return None
+    if is_within(high):
+        return high
+    least = low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_within(middle) else (low, middle)
+    return max(least, low // _GRAIN * _GRAIN)
