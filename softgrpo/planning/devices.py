@@ -14,8 +14,8 @@ class Device:
         half_flops: FLOP/s of dense bfloat16 products.
         single_flops: FLOP/s of float32 products, without TF32.
         bandwidth: Bytes/s of its memory.
-        training_share: Of the peak FLOP/s that passes over thousands of tokens reach.
-        decoding_share: Of the bandwidth that a decoding step reaches.
+        training_share: What products and memory traffic alone would take of a pass's time.
+        decoding_share: The same of a decoding step's, its calls aside.
         layer_seconds: What a layer of a decoding step takes beside its products: host, launches.
         is_measured: Whether these are this machine's (calibrate.py).
     """

@@ -11,7 +11,9 @@ from softgrpo.planning.shapes import Shape
 
 # A training pass writes what it keeps, reads it again, and does as much with gradients: so many
 # times the bytes that are kept go through memory.
-_PASSAGES = 6
+PASSAGES = 6
+# Drawing a step reads or writes its logits, in float32, so many times.
+_DRAWING_PASSAGES = 8
 # AdamW reads weight, gradient and two moments and writes three of them.
 _ADAM_PASSAGES = 7
 
@@ -43,17 +45,15 @@ def rollout(shape: Shape, job: Job, device: Device, sequences: int) -> Part:
     reached = job.prompt_tokens + job.completion_tokens / 2
     of_prompts = prompts * forward_flops(shape, job.prompt_tokens / 2)
     of_steps = steps * (forward_flops(shape, reached) + 2 * shape.head)
-    bytes_of_weights = shape.packed * (job.rollout_copy_bytes or shape.bytes_of_weights)
-    bytes_of_step = bytes_of_weights + rows * reached * shape.cache_bytes
     num_steps = math.ceil(sequences / rows) * job.completion_tokens
-    rate = _rate(shape, device)
-    computing = of_steps / rate
-    reading = num_steps * bytes_of_step / (device.bandwidth * device.decoding_share)
-    # One goes on while the other does: the larger of the two.
+    bytes_of_weights = shape.packed * (job.rollout_copy_bytes or shape.bytes_of_weights)
+    moved = num_steps * (bytes_of_weights + rows * reached * shape.cache_bytes)
+    drawing = _DRAWING_PASSAGES * 4 * steps * shape.vocabulary / device.bandwidth
     seconds = (
-        of_prompts / rate
-        + max(computing, reading)
+        pass_seconds(of_prompts, 0, shape, device)
+        + step_seconds(of_steps, moved, shape, device)
         + num_steps * shape.layers * device.layer_seconds
+        + drawing
     )
     return Part(prompts + steps, of_prompts + of_steps, seconds)
 
@@ -63,8 +63,8 @@ def replay(shape: Shape, job: Job, device: Device) -> Part:
     passes = math.ceil(job.sequences / job.pass_rows)
     tokens = passes * job.tokens_of(job.pass_rows)
     flops = _pass_flops(shape, job, tokens, job.sequences)
-    moved = _PASSAGES / 3 * tokens * shape.kept_bytes
-    return Part(tokens, flops, flops / _rate(shape, device) + moved / device.bandwidth)
+    moved = PASSAGES / 3 * tokens * shape.kept_bytes
+    return Part(tokens, flops, pass_seconds(flops, moved, shape, device))
 
 
 def update(shape: Shape, job: Job, device: Device) -> Part:
@@ -77,10 +77,21 @@ def update(shape: Shape, job: Job, device: Device) -> Part:
     forward = _pass_flops(shape, job, job.update_tokens, sequences)
     times = (2 if shape.adapters else 3) + job.is_checkpointed
     flops = forward * times
-    moved = _PASSAGES * job.update_tokens * shape.kept_bytes * (1 + job.is_checkpointed / 3)
+    moved = PASSAGES * job.update_tokens * shape.kept_bytes * (1 + job.is_checkpointed / 3)
     moved += _ADAM_PASSAGES * shape.trained_bytes / (job.processes if job.is_sharded else 1)
-    seconds = flops / _rate(shape, device) + moved / device.bandwidth
-    return Part(job.update_tokens, flops, seconds)
+    return Part(job.update_tokens, flops, pass_seconds(flops, moved, shape, device))
+
+
+def pass_seconds(flops: float, moved: float, shape: Shape, device: Device) -> float:
+    """Of passes over many tokens: their products, and the bytes that elementwise work moves."""
+    least = flops / _peak_flops(shape, device) + moved / device.bandwidth
+    return least / device.training_share
+
+
+def step_seconds(flops: float, moved: float, shape: Shape, device: Device) -> float:
+    """Of decoding steps: products go on while weights and cache are read, so the longer of both."""
+    least = max(flops / _peak_flops(shape, device), moved / device.bandwidth)
+    return least / device.decoding_share
 
 
 def forward_flops(shape: Shape, context: float) -> float:
@@ -116,6 +127,5 @@ def _pass_flops(shape: Shape, job: Job, tokens: int, sequences: int) -> float:
     return tokens * forward_flops(shape, job.length / 2) + 2 * steps * columns
 
 
-def _rate(shape: Shape, device: Device) -> float:
-    peak = device.half_flops if shape.bytes_of_products < 4 else device.single_flops
-    return peak * device.training_share
+def _peak_flops(shape: Shape, device: Device) -> float:
+    return device.half_flops if shape.bytes_of_products < 4 else device.single_flops

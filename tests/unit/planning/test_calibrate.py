@@ -12,3 +12,4 @@ def test_this_machine_can_be_measured():
     assert measured.is_measured
     assert measured.single_flops > measured.layer_seconds > 0
     assert 0 < measured.decoding_share <= 1
+    assert 0 < measured.training_share < 2
