@@ -160,7 +160,10 @@ def run(
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     causal_lm = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     tokenizer = _tokenizer(config.vocab_size)
-    questions = [" ".join(f"w{1000 * n + i}" for i in range(prompt)) for n in range(2 * prompts)]
+    # From w30000 on: a word that begins as the special tokens w0, w1 and w2 do would be cut there.
+    questions = [
+        " ".join(f"w{30_000 + prompt * n + i}" for i in range(prompt)) for n in range(2 * prompts)
+    ]
     measured: dict[str, float] = {}
 
     def mark(phase: str) -> None:

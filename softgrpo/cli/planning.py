@@ -75,6 +75,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config, args, values = read_recipe(options.recipe, [*rest, "--use_cpu", "true"])
     device, where = _device(name)
     device_bytes = int((options.memory or device.memory / GIB / _sharing(name, options)) * GIB)
+    _check_processes(config, args, options)
     place = resolve_model(str(config.model))
     model_config = _read_config(place, args)
     prompts = _prompts(config, args, place, options.prompt_tokens)
@@ -163,7 +164,9 @@ def job_of(
     share = (thinking.max_think_tokens or _THINKING_SHARE * tokens) / tokens if is_soft else 0.0
     dtype, autocast = getattr(torch, config.dtype), _autocast(args)
     device = torch.device("cpu" if is_cpu else "cuda")
-    copy = rollout_dtype(args.rollout_dtype, dtype, autocast, device, options.fsdp)
+    copy = None
+    if args.engine == "transformers":
+        copy = rollout_dtype(args.rollout_dtype, dtype, autocast, device, options.fsdp)
     sequences = args.per_device_train_batch_size * steps
     shares = args.share_prompts
     if shares is None:
@@ -217,6 +220,24 @@ def job_of(
         evaluations=2 * (len(config.eval_decodings) if is_soft else 1) if is_evaluated else 0,
         checkpoints=min(saves, args.save_total_limit + 1) if args.save_total_limit else saves,
     )
+
+
+def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.Namespace) -> None:
+    """Refuse what `softgrpo train` would refuse in as many processes."""
+    if args.engine != "transformers" and (options.gpus > 1 or options.fsdp):
+        raise ValueError(
+            f"engine={args.engine!r}: one process only, and --gpus {options.gpus} or --fsdp asks "
+            "for more; with several, engine: transformers"
+        )
+    if args.engine != "transformers" and config.lora is not None:
+        raise ValueError(
+            f"engine={args.engine!r} is not supported with LoRA: write engine: transformers"
+        )
+    if options.fsdp and config.num_eval_problems:
+        raise ValueError(
+            f"num_eval_problems={config.num_eval_problems}: must be 0 with FSDP, as evaluation "
+            "generates in one process"
+        )
 
 
 # What is read -------------------------------------------------------------------------------------
@@ -344,6 +365,8 @@ def text(about: dict[str, Any], plan: dict[str, Any], job: Job, shape: Shape) ->
         "",
         _phases_table(plan),
     ]
+    if plan["would_fit"]:
+        lines.append("")
     for proposal in plan["would_fit"]:
         verdict = "fits" if proposal["fits"] else "does not fit"
         lines.append(f"{verdict}, {_gib(proposal['peak'])} GiB, with  {proposal['fields']}")

@@ -49,7 +49,7 @@ def memory(shape: Shape, job: Job, device_bytes: int | None = None) -> dict[Phas
         device_bytes: Memory of the device, which bounds a cache without a limit and is what vLLM
             takes its share of; None: unknown.
     """
-    steady = _steady(shape, job)
+    steady = _steady(shape, job, device_bytes)
     moments = {"moments": _ADAM_MOMENTS * trained_bytes(shape, job)}
     later = moments if job.updates > 1 else {}
     rows = job.pass_rows
@@ -162,8 +162,8 @@ def prepacked_bytes(shape: Shape, job: Job) -> int:
     return shape.packed * shape.bytes_of_weights if job.is_prepacked else 0
 
 
-def _steady(shape: Shape, job: Job) -> Kinds:
-    """What is there all the time."""
+def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
+    """What is there all the time, vLLM's share too, which keeps it while the model is trained."""
     weights = _stored_bytes(shape, job)
     gathered = 0
     if job.is_sharded and job.processes > 1:
@@ -177,6 +177,7 @@ def _steady(shape: Shape, job: Job) -> Kinds:
         "reference": shard(weights, job) if job.reference == "model" else 0,
         "rollout copy": shape.parameters * job.rollout_copy_bytes,
         "trace": trace_bytes(job),
+        "vLLM": int(job.vllm_share * (device_bytes or 0)) if job.engine == "vllm" else 0,
     }
     return kinds
 
@@ -192,10 +193,8 @@ def _rollout(
     shape: Shape, job: Job, sequences: int, held: Kinds, device_bytes: int | None
 ) -> Kinds:
     """What a rollout of so many sequences takes on top."""
-    if job.engine == "vllm-server":
+    if job.engine != "transformers":
         return {}
-    if job.engine == "vllm":
-        return {"vLLM": int(job.vllm_share * (device_bytes or 0))}
     rows, _ = job.cache_shape(sequences)
     waiting = job.prompts_of(rows) * job.prompt_tokens
     prefilled = min(_PREFILL_TOKENS, waiting)

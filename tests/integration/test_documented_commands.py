@@ -146,7 +146,7 @@ def needs_more(words: list[str]) -> bool:
     """Whether it needs vLLM, a GPU, the hub or minutes; help has been shown already."""
     line = " ".join(words)
     on_hub = "--benchmarks" in words and "--data" not in words
-    others = r"^serve|--server|--engine vllm|make-base|--help"
+    others = r"^serve|--server|--engine vllm|make-base|--calibrate|--help"
     return on_hub or bool(re.search(others, line))
 
 

@@ -53,7 +53,7 @@ def test_processes_share_the_problems(recipe, capsys):
     assert four["job"]["sequences"] == one["job"]["sequences"]
     assert 4 * four["job"]["updates"] == one["job"]["updates"]
     assert four["memory"]["update"]["gradients"] == 2 * one["memory"]["update"]["gradients"]
-    sharded = plan(capsys, recipe, "--gpus", "4", "--fsdp")
+    sharded = plan(capsys, recipe, "--gpus", "4", "--fsdp", "--num_eval_problems", "0")
     assert sharded["memory"]["update"]["moments"] < one["memory"]["update"]["moments"]
 
 
@@ -108,6 +108,9 @@ def test_measured_numbers_are_used(recipe, capsys):
         (["RECIPE", "--gpus", "0"], "gpus=0: must be from 1 to"),
         (["RECIPE", "--memory", "nan"], "memory=nan: must be from 0.1 to"),
         (["RECIPE", "--prompt-tokens", "0"], "prompt-tokens=0: must be from 1"),
+        (["RECIPE", "--fsdp"], "num_eval_problems=8: must be 0 with FSDP"),
+        (["RECIPE", "--gpus", "2", "--engine", "vllm"], "engine='vllm': one process only"),
+        (["RECIPE", "--lora", "{r: 4}", "--engine", "vllm"], "not supported with LoRA"),
         (["RECIPE", "--tua", "1"], "unknown field 'tua'"),
         (["RECIPE", "--model", "FOLDER"], "its config cannot be read"),
         (["RECIPE", "--lora", "{r: 0}"], "lora: `r` should be"),
