@@ -28,9 +28,9 @@ _ADAM_MOMENTS = 2
 # at a time.
 _LONG, _BLOCK = 1024, 256
 # On a CPU what a pass frees is not all given back, nor does it all fit what comes next: glibc's
-# heap takes so many times the tensors (measured: 1.1 to 1.6, benchmarks/planner.py). Blocks from 32
+# heap takes so many times the tensors (measured: 1.1 to 1.4, benchmarks/planner.py). Blocks from 32
 # MiB on never lie in it.
-_HEAP_WASTE = 1.3
+_HEAP_WASTE = 1.2
 _LARGEST_IN_HEAP = 32 * MIB
 # Prompts are prefilled so many tokens at a time (rollout.prefill).
 _PREFILL_TOKENS = 8192
@@ -63,7 +63,7 @@ def memory(shape: Shape, job: Job, device_bytes: int | None = None) -> dict[Phas
             "head": head_bytes(shape, job, rows, learns=False),
         }
     phases["update"] = held | {
-        "gradients": gradient_bytes(shape, job),
+        "gradients": early_gradient_bytes(shape, job),
         "left in the heap": _left_in_heap(shape, job),
         "activations": activation_bytes(shape, job, rows),
         "head": head_bytes(shape, job, rows, learns=not shape.adapters),
@@ -96,6 +96,18 @@ def gradient_bytes(shape: Shape, job: Job) -> int:
     """Gradients, and with DDP the buckets in which they are exchanged, which are as large."""
     is_exchanged = job.processes > 1 and not job.is_sharded
     return trained_bytes(shape, job) * (2 if is_exchanged else 1)
+
+
+def early_gradient_bytes(shape: Shape, job: Job) -> int:
+    """Gradients that are there while a pass keeps the most: all of an earlier pass.
+
+    In a single pass they are made as activations go, from the head's own on.
+    """
+    if job.passes > 1:
+        return gradient_bytes(shape, job)
+    head = 0 if shape.adapters else shard(shape.head * _bytes_of_trained(shape, job), job)
+    trained = trained_bytes(shape, job)
+    return gradient_bytes(shape, job) - trained + min(head, trained)
 
 
 def activation_bytes(shape: Shape, job: Job, rows: int) -> int:
@@ -212,9 +224,12 @@ def _rollout(
 
 
 def _left_in_heap(shape: Shape, job: Job) -> int:
-    """What laid out weights leave to a CPU's heap; gradients of their sizes go there."""
+    """What laid out weights leave to a CPU's heap; gradients of their sizes go there.
+
+    So do padded rows, as measured; packed ones are of another size in each pass.
+    """
     layer = shape.widest * shape.hidden * shape.bytes_of_weights
-    if not job.is_prepacked or layer >= _LARGEST_IN_HEAP:
+    if not job.is_prepacked or not job.shares_prompts or layer >= _LARGEST_IN_HEAP:
         return 0
     return max(0, prepacked_bytes(shape, job) - gradient_bytes(shape, job))
 

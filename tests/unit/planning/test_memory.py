@@ -99,6 +99,14 @@ def test_packed_passes_count_each_prompt_once():
     assert replace(job, shares_prompts=False).tokens_of(8) == 8 * (128 + 256)
 
 
+def test_gradients_of_a_single_pass_come_as_activations_go():
+    single = replace(JOB, micro_batches=1)
+    head = SHAPE.head * SHAPE.bytes_of_weights
+    assert memory(SHAPE, single)["update"]["gradients"] == head
+    assert memory(SHAPE, single)["optimizer step"]["gradients"] == gradient_bytes(SHAPE, JOB)
+    assert memory(SHAPE, JOB)["update"]["gradients"] == gradient_bytes(SHAPE, JOB)
+
+
 def test_the_first_update_has_no_moments_yet():
     once = memory(SHAPE, replace(JOB, updates=1))
     assert "moments" not in once["update"] and "moments" in once["optimizer step"]
