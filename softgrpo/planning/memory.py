@@ -28,9 +28,10 @@ _ADAM_MOMENTS = 2
 # at a time.
 _LONG, _BLOCK = 1024, 256
 # On a CPU what a pass frees is not all given back, nor does it all fit what comes next: glibc's
-# heap takes so many times the tensors (measured: 1.1 to 1.4, benchmarks/planner.py). Blocks from 32
-# MiB on never lie in it.
-_HEAP_WASTE = 1.2
+# heap takes so many times the tensors, more where no gradients and moments fill what is left
+# (measured: 1.1 to 1.2, and 1.1 to 1.7; benchmarks/planner.py). Blocks from 32 MiB on are not in
+# it.
+_HEAP_WASTE, _HEAP_WASTE_LORA = 1.2, 1.4
 _LARGEST_IN_HEAP = 32 * MIB
 # Prompts are prefilled so many tokens at a time (rollout.prefill).
 _PREFILL_TOKENS = 8192
@@ -64,7 +65,6 @@ def memory(shape: Shape, job: Job, device_bytes: int | None = None) -> dict[Phas
         }
     phases["update"] = held | {
         "gradients": early_gradient_bytes(shape, job),
-        "left in the heap": _left_in_heap(shape, job),
         "activations": activation_bytes(shape, job, rows),
         "head": head_bytes(shape, job, rows, learns=not shape.adapters),
     }
@@ -122,7 +122,8 @@ def activation_bytes(shape: Shape, job: Job, rows: int) -> int:
         kept += shape.casts_bytes
     needed = kept + in_hand(shape, tokens)
     is_in_heap = job.is_cpu and tokens * shape.widest * shape.bytes_of_products < _LARGEST_IN_HEAP
-    return int(needed * _HEAP_WASTE) if is_in_heap else needed
+    waste = _HEAP_WASTE_LORA if shape.adapters else _HEAP_WASTE
+    return int(needed * waste) if is_in_heap else needed
 
 
 def kept_bytes(shape: Shape, job: Job, rows: int) -> int:
@@ -221,17 +222,6 @@ def _rollout(
         free = device_bytes - sum(held.values())
         cache = min(cache, max(int(_CACHE_SHARE * free), job.length * shape.cache_bytes))
     return {"cache": cache} | kinds
-
-
-def _left_in_heap(shape: Shape, job: Job) -> int:
-    """What laid out weights leave to a CPU's heap; gradients of their sizes go there.
-
-    So do padded rows, as measured; packed ones are of another size in each pass.
-    """
-    layer = shape.widest * shape.hidden * shape.bytes_of_weights
-    if not job.is_prepacked or not job.shares_prompts or layer >= _LARGEST_IN_HEAP:
-        return 0
-    return max(0, prepacked_bytes(shape, job) - gradient_bytes(shape, job))
 
 
 def _has_masks(job: Job) -> bool:
