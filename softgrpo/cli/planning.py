@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 
-from softgrpo.cli.plan import _lora_config
-from softgrpo.cli.problems import load, prompt_format
-from softgrpo.cli.recipe import RunConfig, read_recipe, read_yaml
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.files import read_json, write_json
 from softgrpo.modeling.attention import narrow_layers
@@ -30,9 +27,12 @@ from softgrpo.planning.job import Checkpointing, Job, Reference
 from softgrpo.planning.memory import Kinds, Phase, memory, peak
 from softgrpo.planning.shapes import Shape, shape_of
 from softgrpo.reports import format_table
+from softgrpo.runs.plan import lora_config
+from softgrpo.runs.problems import load, prompt_format
+from softgrpo.runs.recipe import RunConfig, read_recipe, read_yaml
 from softgrpo.tasks import to_dataset
 from softgrpo.training import SofTGRPOConfig
-from softgrpo.training.precision import rollout_dtype
+from softgrpo.training.engines import rollout_dtype
 
 # Where nobody bounds the thinking, so much of a completion is taken for it.
 _THINKING_SHARE = 0.9
@@ -285,7 +285,7 @@ def _shapes(config: RunConfig, args: SofTGRPOConfig, model_config: Any) -> tuple
             model_config, dtype=dtype, autocast=autocast, lora=lora, embeds_learn=learns
         )
 
-    own = shape(_lora_config(config))
+    own = shape(lora_config(config))
     if config.lora is not None:
         return own, own
     from peft import LoraConfig

@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         think_end=think_end,
         threshold=config.eval_threshold,
     )
-    lora = _lora_config(config)
+    lora = lora_config(config)
     train = load(config, "train", config.num_train_problems)
     num_steps = args.num_steps(len(train))
     problems = load(config, "eval", config.num_eval_problems) if config.num_eval_problems else []
@@ -165,7 +165,7 @@ def give_pad_token(tokenizer: Any) -> list[str]:
     return [f"the tokenizer has no pad token: {tokenizer.eos_token!r}, its eos token, pads"]
 
 
-def _lora_config(config: RunConfig) -> Any:
+def lora_config(config: RunConfig) -> Any:
     if config.lora is None:
         return None
     from peft import LoraConfig

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from softgrpo.cli.main import main
-from softgrpo.cli.recipe import read_recipe
+from softgrpo.runs.recipe import read_recipe
 from softgrpo.training import SofTGRPOConfig
 from tests.helpers import ROOT
 
