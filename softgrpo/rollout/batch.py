@@ -51,7 +51,7 @@ class _Rows:
         known_stops: The phases' ``num_stopped``.
         next_limit: The batch's step at which the first of them will be at its limit.
         thinks: [N] bool, on the host.
-        order: As ``steps.order_of`` gives it, or None; from here on, on the device.
+        order: As ``advance.order_of`` gives it, or None; from here on, on the device.
         numbers: [N] int64.
         starts: [N] int64, the first column of each.
         has_padding: Whether one of them begins behind another.

@@ -1,8 +1,8 @@
 """One step of sequences that run together: who draws, who is forced, whose thinking ends.
 
-Both engines call it, and it knows no model: logits and noise come in, the step that is
-recorded and fed back goes out. In between the step is read to the host once, since whether a
-thought has ended is decided from text:
+The engine in process and vLLM's worker call it, and it knows no model: logits and noise come in,
+the step that is recorded and fed back goes out. In between the step is read to the host once, since
+whether a thought has ended is decided from text:
 
     draw ──> read ──> decide ──> settle
     device   to the host  host   device

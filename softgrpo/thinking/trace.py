@@ -80,7 +80,7 @@ class SoftTrace:
         lengths: [B] int32, generated steps, the ending token included.
         embedding_noise: [B, T, D] float32 for policy ``embedding_gaussian``, else None.
         settings: What the replay must share (ThinkingConfig.replay_settings).
-        source: Where it came from (engine, model, seed, ...); informative.
+        source: Where it came from (engine, seed, first sequence); informative.
     """
 
     ids: Tensor
