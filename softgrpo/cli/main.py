@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import io
 import os
 import sys
@@ -18,6 +19,8 @@ from softgrpo.runs.errors import OptionError, RunFailed
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what a disk says when it is full or broken
 
 _OUTPUT = "standard output"
+
+_OPEN = ("train", "plan", "serve")  # commands that read more options than the parser knows
 
 _EXAMPLES = """\
 examples:
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = _parser(arguments)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("train", "plan", "serve"):
+    if rest and options.command not in _OPEN:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     is_debugging = os.environ.get("SOFTGRPO_DEBUG") == "1"
     for stream in (sys.stdout, sys.stderr):
@@ -176,44 +179,20 @@ class _Output:
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -> int:
-    if options.command == "lab":
-        from softgrpo.cli import lab
-
-        return lab.run(options)
-    if options.command == "compare":
-        from softgrpo.cli import compare
-
-        return compare.run(options)
     if options.command in ("train", "plan") and options.recipe:
         # What a text editor can put right needs no seconds of imports.
         from softgrpo.runs.recipe import read_yaml
 
         read_yaml(options.recipe)
-    if sys.stderr.isatty():
-        print("loading torch and transformers ...", file=sys.stderr)  # for ten seconds or so
-    if not is_debugging:
-        from softgrpo.cli.quiet import be_quiet
+    if options.command not in ("lab", "compare"):
+        if sys.stderr.isatty():
+            print("loading torch and transformers ...", file=sys.stderr)  # for ten seconds or so
+        if not is_debugging:
+            from softgrpo.cli.quiet import be_quiet
 
-        be_quiet()
-    if options.command == "generate":
-        from softgrpo.cli import generate
-
-        return generate.run(options)
-    if options.command == "serve":
-        from softgrpo.cli import serve
-
-        return serve.run(options, rest)
-    if options.command == "eval":
-        from softgrpo.cli import eval as evaluation
-
-        return evaluation.run(options)
-    if options.command == "plan":
-        from softgrpo.cli import planning
-
-        return planning.run(options, rest)
-    from softgrpo.cli import train
-
-    return train.run(options, rest)
+            be_quiet()
+    command = importlib.import_module(f"softgrpo.cli.{options.command}")
+    return command.run(options, rest) if options.command in _OPEN else command.run(options)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
