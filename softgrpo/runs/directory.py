@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -45,40 +44,19 @@ _KNOWN = {
 _PACKAGES = ("softgrpo", "torch", "trl", "transformers", "accelerate", "peft", "numpy")
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """Paths of one run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def unfinished_model(self) -> Path:
-        """Where the final model is until all of it is there."""
-        return self.path / HALF_WRITTEN.replace("*", "model")
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "evaluation" / "summary.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.curves = path / "curves.png"
+        self.samples = path / "samples"
+        self.summary = path / "evaluation" / "summary.json"
+        self.model = path / "model"
+        # Where the final model is until all of it is there.
+        self.unfinished_model = path / HALF_WRITTEN.replace("*", "model")
 
     def records(self, when: str, decoding: str) -> Path:
         """Evaluation records: when is ``before`` or ``after``."""
