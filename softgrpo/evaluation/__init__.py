@@ -4,7 +4,6 @@ from softgrpo.evaluation.compare import (
     Pair,
     Run,
     Score,
-    average,
     default_ks,
     paired,
     paired_tests,
@@ -14,11 +13,9 @@ from softgrpo.evaluation.prompts import tokenize_prompts
 from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
 from softgrpo.evaluation.results import Results, describe
 from softgrpo.evaluation.sampling import Sampling, sample
-from softgrpo.evaluation.statistics import Comparison, Estimate, compare_paired, share
+from softgrpo.evaluation.statistics import share
 
 __all__ = [
-    "Comparison",
-    "Estimate",
     "Pair",
     "Record",
     "RecordFile",
@@ -26,8 +23,6 @@ __all__ = [
     "Run",
     "Sampling",
     "Score",
-    "average",
-    "compare_paired",
     "default_ks",
     "describe",
     "is_records",

@@ -72,25 +72,17 @@ def default_ks(runs: Sequence[Run]) -> list[int]:
     return [1, *(paper or [most] * (most > 1))]
 
 
-def score(run: Run, ks: Sequence[int]) -> Score:
-    """All metrics of a run.
+def score(runs: Sequence[Run], task: str, ks: Sequence[int]) -> Score:
+    """All metrics of a run on a task, or its mean over some, each weighing the same.
+
+    Args:
+        runs: One run's, a task each; the paper's averages weigh its tasks like this.
+        task: What the result is called.
+        ks: For pass@k, first-k and maj@k.
 
     Raises:
         ValueError: A problem has fewer samples than k; names run and task.
     """
-    return _score([run], run.task, ks)
-
-
-def average(runs: Sequence[Run], ks: Sequence[int]) -> Score:
-    """One run's mean over its tasks, each task weighing the same, as the paper's averages do.
-
-    Raises:
-        ValueError: As score.
-    """
-    return _score(runs, "average", ks)
-
-
-def _score(runs: Sequence[Run], task: str, ks: Sequence[int]) -> Score:
     for run in runs:
         if max(ks) > run.results.num_samples:
             raise ValueError(

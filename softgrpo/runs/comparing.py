@@ -14,7 +14,6 @@ from softgrpo.evaluation import (
     Results,
     Run,
     Score,
-    average,
     default_ks,
     describe,
     paired_tests,
@@ -108,9 +107,9 @@ def render(runs: Sequence[Run], ks: Sequence[int], style: Format, paper_model: s
     by_name: dict[str, list[Run]] = {}
     for item in runs:
         by_name.setdefault(item.name, []).append(item)
-    scores = [score(item, ks) for item in runs]
+    scores = [score([item], item.task, ks) for item in runs]
     several = [group for group in by_name.values() if len(tasks) > 1 and len(group) == len(tasks)]
-    scores += [average(group, ks) for group in several]
+    scores += [score(group, "average", ks) for group in several]
     pairs = paired_tests(runs, ks)
     models = {str(item.results.settings.get("model")) for item in runs}
     models = {paper_model} if paper_model else models
