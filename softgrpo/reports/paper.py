@@ -33,11 +33,6 @@ class PaperRow:
     note: str
 
 
-def paper_models() -> list[str]:
-    """The models the paper has results of."""
-    return sorted({row.model for row in _all_rows()})
-
-
 def paper_rows(model: str, benchmark: str) -> list[PaperRow]:
     """The paper's rows of a model on a benchmark, a method and decoding each.
 

@@ -3,28 +3,20 @@
 Imports no torch, and of softgrpo the sandbox and the words for values alone.
 """
 
-from softgrpo.rewards.checked import (
-    CheckedAsyncReward,
-    CheckedReward,
-    RewardError,
-    checked,
-)
+from softgrpo.rewards.checked import CheckedAsyncReward, CheckedReward, RewardError, checked
 from softgrpo.rewards.extraction import answer_part, completion_text, last_boxed
-from softgrpo.rewards.numbers import last_number
-from softgrpo.rewards.reward import VERIFIERS, Judgement, Reward, judge, load_reward
+from softgrpo.rewards.reward import VERIFIERS, Judgement, judge, load_reward
 
 __all__ = [
     "VERIFIERS",
     "CheckedAsyncReward",
     "CheckedReward",
     "Judgement",
-    "Reward",
     "RewardError",
     "answer_part",
     "checked",
     "completion_text",
     "judge",
     "last_boxed",
-    "last_number",
     "load_reward",
 ]

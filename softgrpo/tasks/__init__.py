@@ -3,7 +3,7 @@
 A leaf: imports no torch and, of softgrpo, at most `rewards`.
 """
 
-from softgrpo.tasks.benchmarks import BENCHMARKS, BOXED, Benchmark, load_benchmark
+from softgrpo.tasks.benchmarks import BENCHMARKS, BOXED, load_benchmark
 from softgrpo.tasks.problems import Problem
 from softgrpo.tasks.prompts import PromptFormat, reward_columns, to_dataset
 from softgrpo.tasks.sources import load_problems
@@ -11,7 +11,6 @@ from softgrpo.tasks.sources import load_problems
 __all__ = [
     "BENCHMARKS",
     "BOXED",
-    "Benchmark",
     "Problem",
     "PromptFormat",
     "load_benchmark",
