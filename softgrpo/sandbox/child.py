@@ -67,74 +67,50 @@ _FCNTL_REFUSED = (6, 7, 13, 14, 37, 38, 1024, 1026, 1031)
 # sends to any path, connected or not.
 _NOT_STREAM = 0xE
 
+# The numbers on x86_64, and on aarch64; None where there is no such call.
+_AUDIT = (0xC000003E, 0xC00000B7)
+_NEEDED = {
+    "pivot_root": (155, 41),
+    "capset": (126, 91),
+    "clone": (56, 220),
+    "fcntl": (72, 25),
+    "socketpair": (53, 199),
+}
+_REFUSED = {
+    "socket": (41, 198),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
+    "flock": (73, 32),
+    "syslog": (103, 116),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (_PIDFD_GETFD, _PIDFD_GETFD),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (_IO_URING_SETUP, _IO_URING_SETUP),
+}
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "x86_64": {
-        "audit": 0xC000003E,
-        "pivot_root": 155,
-        "capset": 126,
-        "clone": 56,
-        "fcntl": 72,
-        "socketpair": 53,
-        "refused": {
-            "socket": 41,
-            "inotify_init": 253,
-            "inotify_init1": 294,
-            "fanotify_init": 300,
-            "flock": 73,
-            "syslog": 103,
-            "ptrace": 101,
-            "process_vm_readv": 310,
-            "process_vm_writev": 311,
-            "kcmp": 312,
-            "pidfd_getfd": _PIDFD_GETFD,
-            "add_key": 248,
-            "request_key": 249,
-            "keyctl": 250,
-            "memfd_create": 319,
-            "shmget": 29,
-            "semget": 64,
-            "msgget": 68,
-            "unshare": 272,
-            "setns": 308,
-            "bpf": 321,
-            "perf_event_open": 298,
-            "userfaultfd": 323,
-            "io_uring_setup": _IO_URING_SETUP,
-        },
-    },
-    "aarch64": {
-        "audit": 0xC00000B7,
-        "pivot_root": 41,
-        "capset": 91,
-        "clone": 220,
-        "fcntl": 25,
-        "socketpair": 199,
-        "refused": {
-            "socket": 198,
-            "inotify_init1": 26,
-            "fanotify_init": 262,
-            "flock": 32,
-            "syslog": 116,
-            "ptrace": 117,
-            "process_vm_readv": 270,
-            "process_vm_writev": 271,
-            "kcmp": 272,
-            "pidfd_getfd": _PIDFD_GETFD,
-            "add_key": 217,
-            "request_key": 218,
-            "keyctl": 219,
-            "memfd_create": 279,
-            "shmget": 194,
-            "semget": 190,
-            "msgget": 186,
-            "unshare": 97,
-            "setns": 268,
-            "bpf": 280,
-            "perf_event_open": 241,
-            "userfaultfd": 282,
-            "io_uring_setup": _IO_URING_SETUP,
-        },
-    },
+    name: {
+        "audit": _AUDIT[column],
+        **{call: numbers[column] for call, numbers in _NEEDED.items()},
+        "refused": [
+            numbers[column] for numbers in _REFUSED.values() if numbers[column] is not None
+        ],
+    }
+    for column, name in enumerate(("x86_64", "aarch64"))
 }
 
 
@@ -258,9 +234,6 @@ def _filter_system_calls(machine: dict[str, Any]) -> None:
     load, equal, at_least, any_bit, back = 0x20, 0x15, 0x35, 0x45, 0x06
     allowed, refused = (back, 0, 0, 0x7FFF0000), (back, 0, 0, 0x00050000 | errno.EPERM)
 
-    def refuse(number: int) -> list[tuple[int, int, int, int]]:
-        return [(equal, 0, 1, number), refused]
-
     def refuse_where(
         number: int, argument: int, test: int, values: Sequence[int]
     ) -> list[tuple[int, int, int, int]]:
@@ -281,7 +254,7 @@ def _filter_system_calls(machine: dict[str, Any]) -> None:
         (load, 0, 0, 0),
         (at_least, 0, 1, 0x40000000),  # x32 numbers the same calls anew
         refused,
-        *(row for number in machine["refused"].values() for row in refuse(number)),
+        *(row for number in machine["refused"] for row in ((equal, 0, 1, number), refused)),
         # What clone3 is to do cannot be seen from here. The C library falls back on clone.
         (equal, 0, 1, _CLONE3),
         (back, 0, 0, 0x00050000 | errno.ENOSYS),

@@ -36,8 +36,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import CodeType, TracebackType
-from typing import IO, Any, Self
+from types import CodeType
+from typing import IO, Any, Literal, Self
 
 _CHILD = Path(__file__).with_name("child.py")
 _LOADER = (
@@ -118,10 +118,11 @@ class SandboxedProgram:
         self._resources = ExitStack()
         try:
             isolated = _isolated()
-            files = [self._open_file() for _ in range(3)]
+            # In memory: on a disk that is full, a right program would print nothing and be wrong.
+            files = [self._open(os.memfd_create("softgrpo"), "w+b") for _ in range(3)]
             request_file, *outputs = [file.fileno() for file in files]
             # Opened a second time: the program may change the mode of the description it is given.
-            self._outputs = [self._open(f"/proc/self/fd/{fd}") for fd in outputs]
+            self._outputs = [self._open(f"/proc/self/fd/{fd}", "rb") for fd in outputs]
             request = {
                 "program": program,
                 "call": call,
@@ -198,12 +199,7 @@ class SandboxedProgram:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._resources:
             self.stop()
 
@@ -213,12 +209,8 @@ class SandboxedProgram:
             self._report = self._process.communicate(timeout=seconds)
         return self._report
 
-    def _open_file(self) -> IO[bytes]:
-        # In memory: on a disk that is full, a right program would print nothing and be wrong.
-        return self._resources.enter_context(open(os.memfd_create("softgrpo"), "w+b"))
-
-    def _open(self, path: str) -> IO[bytes]:
-        return self._resources.enter_context(open(path, "rb"))
+    def _open(self, file: str | int, mode: Literal["rb", "w+b"]) -> IO[bytes]:
+        return self._resources.enter_context(open(file, mode))
 
     def _make_directory(self) -> str:
         directory = tempfile.mkdtemp()
