@@ -48,38 +48,35 @@ class Silent(Display):
 
 
 class Counter:
-    """Progress of something counted: call it with how many have just finished. Thread-safe.
+    """Progress of samples: call it when another has finished. Thread-safe.
 
     Args:
         display: Where it is shown.
-        label: What it is.
+        label: What they are for.
         total: How many there will be.
-        unit: Of what.
         initial: How many there were before.
     """
 
-    def __init__(
-        self, display: Display, label: str, total: int, unit: str, initial: int = 0
-    ) -> None:
-        self._display, self._label, self._total, self._unit = display, label, total, unit
+    def __init__(self, display: Display, label: str, total: int, initial: int) -> None:
+        self._display, self._label, self._total = display, label, total
         self._started = self._last_line = time.monotonic()
         self._initial = self._count = initial
         self._lock = Lock()
-        self._bar = display.bar(label, total, unit, initial)
+        self._bar = display.bar(label, total, "samples", initial)
 
-    def __call__(self, newly: int, status: str = "") -> None:
+    def __call__(self, status: str) -> None:
         with self._lock:
-            self._count += newly
+            self._count += 1
             now = time.monotonic()
             if self._bar is not None:
                 self._bar.set_postfix_str(status, refresh=False)
-                self._bar.update(newly)
+                self._bar.update(1)
             elif now - self._last_line > _LINE_SECONDS:
                 self._last_line = now
                 pace = (now - self._started) / (self._count - self._initial)
                 left = duration(pace * (self._total - self._count))
-                done = f"{self._label}: {self._count}/{self._total} {self._unit}"
-                self._display.say("  ".join(filter(None, [done, status, f"{left} left"])))
+                done = f"{self._label}: {self._count}/{self._total} samples"
+                self._display.say(f"{done}  {status}  {left} left")
 
     def close(self) -> None:
         """Leave one line that says how long it took."""
@@ -87,7 +84,7 @@ class Counter:
             self._bar.close()
         took = duration(time.monotonic() - self._started)
         newly = self._count - self._initial
-        self._display.say(f"{self._label}: {newly} {self._unit} in {took}")
+        self._display.say(f"{self._label}: {newly} samples in {took}")
 
 
 def duration(seconds: float) -> str:

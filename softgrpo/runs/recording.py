@@ -43,14 +43,14 @@ def record(
         if len(done) < len(wanted):
             if done:
                 display.say(f"{path}: going on after {len(done)} samples")
-            counter = Counter(display, label, len(wanted), "samples", len(done))
+            counter = Counter(display, label, len(wanted), len(done))
             num_correct, num_judged = sum(record.correct for record in done), len(done)
 
             def keep(made: Record) -> None:
                 nonlocal num_correct, num_judged
                 file.append(made)
                 num_correct, num_judged = num_correct + made.correct, num_judged + 1
-                counter(1, f"correct {num_correct / num_judged:.1%}")
+                counter(f"correct {num_correct / num_judged:.1%}")
 
             sample(engine, sampling, file.records, keep)
             counter.close()
