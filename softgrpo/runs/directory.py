@@ -1,12 +1,6 @@
-"""The folder of a run: what lies where, who may write into it, and what is resumed from it::
+"""The folder of a run: what lies where, who may write into it, and what is resumed from it.
 
-config.yaml            every field as resolved; it is a recipe itself
-versions.json          software, command and seed
-metrics.jsonl          one line a log
-evaluation/            before and after: records, summary.json, summary.md
-samples/               a few completions every so often, with their traces
-checkpoint-N/, model/  Hugging Face format
-curves.png             the learning curves
+docs/architecture.md says what each of its files holds.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("model", "task"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: must be set; {_meaning(name)}")
+                meaning = self.__dataclass_fields__[name].metadata["help"]
+                raise ValueError(f"{name}: must be set; {meaning}")
         for name, kind in _STRUCTURED.items():
             value = getattr(self, name)
             if isinstance(value, str):  # from the command line
@@ -157,10 +158,6 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold fields, `name: value`, one a line")
     return values
-
-
-def _meaning(name: str) -> str:
-    return RunConfig.__dataclass_fields__[name].metadata["help"]
 
 
 def _check_choices(name: str, values: list[str], choices: list[str]) -> None:

@@ -128,12 +128,8 @@ def load_benchmark(name: str, *, data: str | None = None, seed: int = 0) -> list
         raise ValueError(
             f"benchmarks: no benchmark {name!r}{hint}; there are {', '.join(BENCHMARKS)}"
         )
-    rows = _local(name, data) if data is not None else _hub(benchmark)
+    rows = _hub(benchmark) if data is None else read_file(str(Path(data) / f"{name}.jsonl"))
     return _to_problems(rows, name, seed)
-
-
-def _local(name: str, data: str) -> Iterable[Row]:
-    return read_file(str(Path(data) / f"{name}.jsonl"))
 
 
 def _hub(benchmark: Benchmark) -> Iterable[Row]:
