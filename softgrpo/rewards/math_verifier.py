@@ -15,7 +15,8 @@ from pathlib import Path
 from queue import LifoQueue
 
 from softgrpo.rewards.extraction import last_boxed
-from softgrpo.rewards.numbers import last_number, only_number, written
+from softgrpo.rewards.numbers import only_number
+from softgrpo.rewards.verdicts import answer_number
 
 _PROGRAM = Path(__file__).with_name("math_worker.py")
 _MAX_LENGTH = 4000  # characters: no gold answer is nearly as long
@@ -177,10 +178,7 @@ def _box_or_text(text: str) -> str:
 def math_answer(answer: str) -> str | None:
     """What `math_verify` looks at, as far as it can be told without it: a box, else a number."""
     boxed = last_boxed(answer)
-    if boxed is not None:
-        return boxed
-    number = last_number(answer)
-    return None if number is None else written(number)
+    return answer_number(answer) if boxed is None else boxed
 
 
 def _question(answer: str) -> str:
