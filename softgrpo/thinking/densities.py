@@ -127,6 +127,8 @@ def heavy_columns(scores: Tensor, support: Tensor, tau: float, min_weight: float
     Weights are softmax(g' / tau), so that the scores alone tell, in a rollout and again in its
     replay.
     """
+    if not min_weight:  # as published: a step has nothing to launch for it
+        return support
     return support & (scores >= _edge(scores, support, tau, min_weight))
 
 
