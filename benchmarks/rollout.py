@@ -124,7 +124,7 @@ def _ours(**settings: Any) -> Callable[..., Engine]:
     def make(model: Any, tokenizer: Any, options: argparse.Namespace) -> Engine:
         config = ThinkingConfig(think_end=(), **settings)
         engine = TransformersEngine(
-            model, tokenizer, max_batch_size=options.batch_size, eos_token_ids=[_NO_TOKEN]
+            model, tokenizer, max_batch_size=options.batch_size, eos_token_ids=()
         )
 
         def run(workload: Workload) -> None:

@@ -28,7 +28,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softgrpo import ThinkingConfig, TransformersEngine
 
-_NO_TOKEN = -1  # as end of sequence: nothing ends before its limit
 _VOCABULARY = 8192
 
 
@@ -179,7 +178,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _seconds(model: LlamaForCausalLM, setting: Setting) -> float:
     """CPU-seconds of one rollout."""
-    engine = TransformersEngine(model, _tokenizer(), max_batch_size=32, eos_token_ids=[_NO_TOKEN])
+    engine = TransformersEngine(model, _tokenizer(), max_batch_size=32, eos_token_ids=())
     draw = torch.Generator().manual_seed(0)
     count = setting.sequences // setting.generations
     prompts = torch.randint(_VOCABULARY, (count, setting.prompt), generator=draw).tolist()
