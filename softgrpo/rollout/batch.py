@@ -110,8 +110,9 @@ class DecodingBatch:
         self._places = [0] * slots  # by number
         self._last = np.zeros(slots, dtype=np.int64)  # by number, the batch's step at its limit
         # By token, whether it ends a sequence. The last place stands for all behind it.
-        self._is_stop = np.zeros(max(eos_token_ids, default=0) + 2, dtype=bool)
-        self._is_stop[list(eos_token_ids)] = True
+        stops = [token for token in eos_token_ids if token >= 0]  # -1 says that there is none
+        self._is_stop = np.zeros(max(stops, default=0) + 2, dtype=bool)
+        self._is_stop[stops] = True
 
         num_columns = config.num_columns
         hidden_size = self.embedding.weight.shape[1]

@@ -38,6 +38,13 @@ def test_the_batch_size_changes_no_rollout(policy, max_batch_size):
         assert torch.equal(a.trace.is_soft, b.trace.is_soft)
 
 
+def test_a_negative_end_of_sequence_is_none():
+    """As transformers' configs say it; it had become the end of every sequence."""
+    engine = TransformersEngine(tiny_model(), word_tokenizer(), eos_token_ids=[-1])
+    rollouts = engine.generate(PROMPTS, thinking(), max_new_tokens=6)
+    assert [(len(r.token_ids), r.finish_reason) for r in rollouts] == [(6, "length")] * 3
+
+
 @pytest.mark.parametrize("end", [{"max_think_tokens": 4}, {"cold_stop_entropy": 99.0,
                                                          "cold_stop_steps": 4}])  # fmt: skip
 def test_how_a_thought_ended_does_not_depend_on_the_batch(end):
