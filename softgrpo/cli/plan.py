@@ -27,17 +27,16 @@ from softgrpo.planning.job import Checkpointing, Job, Reference
 from softgrpo.planning.memory import Kinds, Phase, memory, peak
 from softgrpo.planning.shapes import Shape, shape_of
 from softgrpo.reports import format_table
+from softgrpo.rollout.prepacked import WORTH_TOKENS
 from softgrpo.runs.plan import lora_config
 from softgrpo.runs.problems import load, prompt_format
-from softgrpo.runs.recipe import RunConfig, read_recipe, read_yaml
+from softgrpo.runs.recipe import RunConfig, field_name, read_recipe, read_yaml
 from softgrpo.tasks import to_dataset
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.training.engines import rollout_dtype
 
 # Where nobody bounds the thinking, so much of a completion is taken for it.
 _THINKING_SHARE = 0.9
-# Generated tokens from which a CPU lays its weights out for a rollout (rollout.prepacked).
-_PREPACKED_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def job_of(
         is_prepacked=(
             is_cpu
             and args.engine == "transformers"
-            and sequences * tokens >= _PREPACKED_TOKENS
+            and sequences * tokens >= WORTH_TOKENS
             and dtype == torch.float32
             and (autocast is None or copy is not None)
         ),
@@ -242,8 +241,7 @@ def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.
 
 # What is read -------------------------------------------------------------------------------------
 def _is_for_cpu(recipe: str, rest: Sequence[str]) -> bool:
-    given = [word.partition("=")[0].replace("-", "_") for word in rest]
-    return read_yaml(recipe).get("use_cpu") is True or "__use_cpu" in given
+    return read_yaml(recipe).get("use_cpu") is True or "use_cpu" in map(field_name, rest)
 
 
 def _read_config(place: str, args: SofTGRPOConfig) -> Any:

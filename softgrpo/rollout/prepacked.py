@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 # Laying a model's weights out takes about as long as this many tokens win back.
-_WORTH_TOKENS = 512
+WORTH_TOKENS = 512
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def prepacked(model: Any, num_tokens: int) -> Iterator[None]:
         model: Any module. Its weights must stay as they are while this lasts.
         num_tokens: Tokens that are to be generated, at most.
     """
-    layers = [] if num_tokens < _WORTH_TOKENS else [x for x in model.modules() if _can_pack(x)]
+    layers = [] if num_tokens < WORTH_TOKENS else [x for x in model.modules() if _can_pack(x)]
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())

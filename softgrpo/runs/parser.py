@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from softgrpo.files import read_json
-from softgrpo.runs.recipe import SECRETS, Changes, RunConfig, unknown_field
+from softgrpo.runs.recipe import SECRETS, Changes, RunConfig, field_name, unknown_field
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.values import check, fits, shown, type_hints
 
@@ -53,12 +53,13 @@ def parse(
     parser.set_defaults_with_config(**over_it)
     namespace, rest = parser.parse_known_args(arguments)
     for argument in rest:
-        if argument.startswith("--"):
-            name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+        if (name := field_name(argument)) is not None:
             raise unknown_field(name, list(actions), "command line")
         raise ValueError(f"command line: {argument!r} belongs to no --field")
-    given = {x.removeprefix("--").partition("=")[0] for x in arguments if x.startswith("--")}
-    if "density" not in fields.keys() | given and namespace.policy != policy:
+    if (
+        "density" not in fields.keys() | set(map(field_name, arguments))
+        and namespace.policy != policy
+    ):
         # The recipe's density is that of its own policy; another one trains by its default.
         parser.set_defaults(density=None)
         namespace, _ = parser.parse_known_args(arguments)

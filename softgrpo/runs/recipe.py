@@ -139,6 +139,13 @@ def read_recipe(
     return parse(values, changes, where)
 
 
+def field_name(argument: str) -> str | None:
+    """The field that an argument of a command line names; None where it is a value."""
+    if not argument.startswith("--"):
+        return None
+    return argument.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
 def unknown_field(name: str, known: list[str], where: str) -> ValueError:
     """The error for a field that does not exist."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -35,7 +35,7 @@ from softgrpo.runs.outcome import (
 )
 from softgrpo.runs.plan import Plan, make_plan
 from softgrpo.runs.progress import TrainingProgress
-from softgrpo.runs.recipe import SECRETS, Changes, read_recipe
+from softgrpo.runs.recipe import SECRETS, Changes, field_name, read_recipe
 from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 from softgrpo.values import shown
@@ -136,9 +136,8 @@ def _told(arguments: Sequence[str]) -> Iterator[str]:
     """``--field value`` arguments without the secret ones."""
     is_secret = False
     for argument in arguments:
-        if argument.startswith("--"):
-            name = argument.removeprefix("--").partition("=")[0]
-            is_secret = name.replace("-", "_") in SECRETS
+        if (name := field_name(argument)) is not None:
+            is_secret = name in SECRETS
         if not is_secret:
             yield argument
 

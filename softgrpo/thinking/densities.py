@@ -113,9 +113,9 @@ def censored(
     """
     log_probs = log_support(logits, support)
     scores = scores.to(logits.dtype)
-    stays = heavy_columns(scores, support, tau, min_weight)
     # At min_weight 0 the edge is at -inf and nothing lies below it: inf times nothing.
     edge = _edge(scores, support, tau, min_weight)
+    stays = support & (scores >= edge)
     terms = log_probs - torch.where(stays, scores, edge)
     shift = torch.logsumexp(torch.where(support, terms, -torch.inf), dim=-1)
     return _sum_support(log_probs, stays) - stays.sum(-1) * shift
