@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softgrpo.modeling.attention import narrow_layers
 from softgrpo.modeling.kernels import product_dtype
-from softgrpo.replay.layouts import Layout, choose_layout
+from softgrpo.replay.layouts import Attend, choose_layout
 from softgrpo.replay.packing import Packed, pack
 
 _SDPA_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -30,22 +30,22 @@ class AncestorMask(Tensor):
     It has no values: anything else that a model computes from it raises NotImplementedError.
     """
 
-    placement: Layout
+    attention: Attend
     groups: int | None
 
     @staticmethod
-    def of(packed: Packed, layout: Layout, groups: int | None = None) -> AncestorMask:
-        """The mask of a packed row in a layout.
+    def of(packed: Packed, attention: Attend, groups: int | None = None) -> AncestorMask:
+        """The mask of a packed row.
 
         Args:
             packed: The row.
-            layout: How it attends.
+            attention: How it attends, by a layout.
             groups: Heads of keys and values where a model repeats them; None: it repeats none.
         """
         size = len(packed.source)
         one = torch.ones((), dtype=torch.bool, device=packed.source.device)
         mask = one.expand(1, 1, size, size).as_subclass(AncestorMask)
-        mask.placement, mask.groups = layout, groups
+        mask.attention, mask.groups = attention, groups
         return mask
 
     @classmethod
@@ -75,24 +75,28 @@ class AncestorMask(Tensor):
             repeats = query.shape[1] // self.groups
             key, value = key[:, ::repeats], value[:, ::repeats]
         rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        return self.placement.attend(*rows, **options).transpose(0, 1)[None]
+        return self.attention(*rows, **options).transpose(0, 1)[None]
 
 
-def ancestor_mask(packed: Packed, model: Any, dtype: torch.dtype) -> AncestorMask:
-    """[1, 1, S, S] as a model's sdpa attention takes it.
+def packed_hidden(model: Any, inputs: Tensor, packed: Packed) -> Tensor:
+    """Hidden states [S, D] of a packed row, by a model with sdpa attention.
 
     Args:
-        packed: The row.
         model: A causal LM.
-        dtype: Of the hidden states.
+        inputs: [B, L, D], the padded batch's.
+        packed: The row.
     """
     # transformers' sdpa repeats keys and values by this attribute of its layers. A model of another
     # kind may not have it.
     repeats = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
-    heads = model.config.get_text_config().num_key_value_heads if repeats else None
-    device = packed.source.device
-    layout = choose_layout(packed, device, product_dtype(device, dtype))
-    return AncestorMask.of(packed, layout, heads)
+    groups = model.config.get_text_config().num_key_value_heads if repeats else None
+    layout = choose_layout(packed, product_dtype(inputs.device, inputs.dtype))
+    return model.base_model(
+        inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
+        attention_mask=AncestorMask.of(packed, layout(packed), groups),
+        position_ids=packed.positions[None],
+        use_cache=False,
+    ).last_hidden_state[0]
 
 
 @torch.no_grad()
@@ -126,12 +130,7 @@ def check_packing(model: Any) -> None:
     model.eval()
     try:
         expected = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        found = model.base_model(
-            inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=ancestor_mask(packed, model, inputs.dtype),
-            position_ids=packed.positions[None],
-            use_cache=False,
-        ).last_hidden_state[0]
+        found = packed_hidden(model, inputs, packed)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"share_prompts: {name} takes no mask of ancestors ({error}): set share_prompts: false"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from softgrpo.modeling.inputs import position_ids
-from softgrpo.replay.ancestors import ancestor_mask
+from softgrpo.replay.ancestors import packed_hidden
 from softgrpo.replay.embeddings import build_inputs_embeds
 from softgrpo.replay.head import OutputHead
 from softgrpo.replay.logps import Replayed, replay_steps
@@ -56,12 +56,7 @@ def replay(
     mask = attention_mask[:, -num_steps:].bool()
     if share_prompts:
         packed = pack(input_ids, attention_mask, num_steps)
-        hidden = model.base_model(
-            inputs_embeds=inputs.flatten(0, 1)[packed.source][None],
-            attention_mask=ancestor_mask(packed, model, inputs.dtype),
-            position_ids=packed.positions[None],
-            use_cache=False,
-        ).last_hidden_state[0, packed.predictor]
+        hidden = packed_hidden(model, inputs, packed)[packed.predictor]
     else:
         hidden = model.base_model(
             inputs_embeds=inputs,

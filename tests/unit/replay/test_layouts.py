@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from softgrpo.replay import pack
 from softgrpo.replay.ancestors import AncestorMask
-from softgrpo.replay.layouts import Blocks, Paths, Varlen, choose_layout
+from softgrpo.replay.layouts import along_paths, choose_layout, in_blocks, in_one_call
 from tests.helpers import ancestor_matrix, assert_same, gradients, tiny_model
 
-CPU = torch.device("cpu")
 HEADS, GROUPS, SIZE = 4, 2, 8
 
 
@@ -36,10 +37,10 @@ def varlen_reference(
 
 
 LAYOUTS = {
-    "blocks": lambda packed: Blocks.of(packed, CPU),
-    "short blocks": lambda packed: Blocks.of(packed, CPU, block=5),
-    "paths": lambda packed: Paths.of(packed, CPU),
-    "varlen": lambda packed: Varlen.of(packed, CPU, varlen_reference),
+    "blocks": in_blocks,
+    "short blocks": partial(in_blocks, block=5),
+    "paths": along_paths,
+    "varlen": partial(in_one_call, kernel=varlen_reference),
 }
 
 
@@ -63,7 +64,7 @@ def test_it_is_attention_to_ancestors(layout, groups):
     size = len(packed.source)
     shapes = [(size, HEADS, SIZE), (size, groups, SIZE), (size, groups, SIZE)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    found = LAYOUTS[layout](packed).attend(*inputs, scale=0.3)
+    found = LAYOUTS[layout](packed)(*inputs, scale=0.3)
     wanted = F.scaled_dot_product_attention(
         *(x.transpose(0, 1) for x in inputs), attn_mask=ancestor_matrix(packed), scale=0.3,
         enable_gqa=True,
@@ -117,9 +118,9 @@ def _saved_bytes(length):
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    layout = choose_layout(packed, CPU, torch.float32)
+    layout = choose_layout(packed, torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        output = layout.attend(*inputs)
+        output = layout(packed)(*inputs)
     return layout, output, sum(storages.values())
 
 
@@ -127,35 +128,35 @@ def test_long_completions_keep_memory_linear_in_tokens():
     saved = {}
     for length in (1024, 2048, 4096):
         layout, _, saved[length] = _saved_bytes(length)
-        assert isinstance(layout, Paths)
+        assert layout is along_paths
     for length in (1024, 2048):
         assert saved[2 * length] / saved[length] == pytest.approx(2, rel=0.1)
 
 
 def test_short_completions_and_long_prompts_attend_in_blocks_on_a_cpu():
-    assert isinstance(_saved_bytes(64)[0], Blocks)
+    assert _saved_bytes(64)[0] is in_blocks
     ids = torch.arange(3000)[None]
     packed = pack(ids, torch.ones_like(ids), 1200)
-    assert isinstance(choose_layout(packed, CPU, torch.float32), Blocks)
+    assert choose_layout(packed, torch.float32) is in_blocks
 
 
 def test_dropout_is_refused_where_the_kernel_has_none():
     packed = pack(*_batch())
     x = torch.randn(len(packed.source), 1, SIZE)
     with pytest.raises(ValueError, match="attention_dropout=0.1"):
-        Varlen.of(packed, CPU, varlen_reference).attend(x, x, x, dropout_p=0.1)
+        in_one_call(packed, varlen_reference)(x, x, x, dropout_p=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel runs on NVIDIA's GPUs only")
 def test_the_kernel_is_what_its_documentation_says():
-    device, packed = torch.device("cuda"), pack(*_batch())
+    ids, mask, num_steps = _batch()
+    packed = pack(ids.cuda(), mask.cuda(), num_steps)
     shapes = [(len(packed.source), heads, 64) for heads in (HEADS, GROUPS, GROUPS)]
-    inputs = [torch.randn(s, device=device, dtype=torch.bfloat16).requires_grad_() for s in shapes]
-    layout = choose_layout(packed, device, torch.bfloat16)
-    assert isinstance(layout, Varlen)
+    inputs = [torch.randn(s, device="cuda", dtype=torch.bfloat16).requires_grad_() for s in shapes]
+    assert choose_layout(packed, torch.bfloat16) is in_one_call
     results = []
-    for way in (layout, Blocks.of(packed, device)):
-        output = way.attend(*inputs, scale=0.3)
+    for layout in (in_one_call, in_blocks):
+        output = layout(packed)(*inputs, scale=0.3)
         results.append([output, *torch.autograd.grad(output.float().square().sum(), inputs)])
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)

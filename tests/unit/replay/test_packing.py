@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, JetMoeConfig
 
 from softgrpo.replay import check_packing, pack, replay
 from softgrpo.replay.ancestors import AncestorMask
-from softgrpo.replay.layouts import Paths
+from softgrpo.replay.layouts import along_paths
 from softgrpo.thinking import Objective, SoftTrace
 from tests.helpers import (
     MODELS,
@@ -148,7 +148,7 @@ def test_completions_that_are_masked_out_leave_their_prompts(tmp_path):
 def test_a_mask_of_ancestors_is_nothing_but_a_layout():
     ids, mask, trace = _batch(tiny_model(), thinking())
     row = pack(ids, mask, trace.num_steps)
-    packed = AncestorMask.of(row, Paths.of(row, ids.device))
+    packed = AncestorMask.of(row, along_paths(row))
     assert packed.shape == (1, 1, packed.shape[2], packed.shape[2])
     for use in (lambda x: x[..., :2], lambda x: x.float(), lambda x: ~x):
         with pytest.raises(NotImplementedError, match="mask of ancestors"):
