@@ -16,7 +16,6 @@ in vLLM for anything new, so what it has is used:
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ from torch import Tensor
 from softgrpo.rollout.engine import FinishReason, NonFiniteLogitsError, Rollout
 from softgrpo.rollout.request import Request
 from softgrpo.thinking.config import ThinkingConfig
-from softgrpo.thinking.fields import MixerName, ThinkingFields
+from softgrpo.thinking.fields import ThinkingFields
 from softgrpo.thinking.objective import Objective
 from softgrpo.thinking.phases import ThinkingEnd
 from softgrpo.thinking.step import SoftStep
 from softgrpo.thinking.trace import SoftTrace
-from softgrpo.values import fits, type_hints, without_none
+from softgrpo.values import check, fits, shown, type_hints
 
 PREFIX = "soft_"
 # How a record comes back: step by step as logprobs, or all at once when the sequence has ended.
@@ -44,7 +43,11 @@ MAX_COLUMNS = 32
 # Columns a step may have on the wire beside the reported token: K, the note, the log-density.
 MAX_LOGPROBS = MAX_COLUMNS + 2
 
+# The settings of the thinking; the answer's are the request's own. And what else a request says.
+_OWN = tuple(name for name in type_hints(ThinkingFields) if not name.startswith("answer_"))
+_OTHER = ("seed", "sequence", "density", "reduction", "record")
 _OFF = "off"
+_MAY_BE_OFF = {name for name in _OWN if fits(None, type_hints(ThinkingFields)[name])}
 _ENDS: tuple[ThinkingEnd | None, ...] = (None, *get_args(ThinkingEnd))
 # Settings of an ordinary request that say how a token is drawn, which here the policy says. Their
 # values when nothing is asked for.
@@ -84,7 +87,7 @@ def encode_config(config: ThinkingConfig) -> tuple[dict[str, Any], dict[str, Any
             f"answer_temperature={config.answer_temperature}: vLLM takes no less than 0.01; "
             "answer_top_k=1 takes the most likely token"
         )
-    sent = {PREFIX + name: _plain(getattr(config, name)) for name in _PARSERS}
+    sent = {PREFIX + name: _plain(getattr(config, name)) for name in _OWN}
     answer = {
         "temperature": config.answer_temperature,
         "top_k": config.answer_top_k or 0,
@@ -150,16 +153,12 @@ def decode_request(params: Any, seed: int = 0) -> Request | None:
         if value != nothing and value:
             raise ValueError(f"{name}={value!r}: cannot be used with soft thinking")
     values = {name.removeprefix(PREFIX): value for name, value in sent.items()}
-    unknown = sorted(values.keys() - _PARSERS.keys() - _OTHER.keys())
-    if unknown:
-        known = [PREFIX + name for name in (*_PARSERS, *_OTHER)]
+    if unknown := sorted(values.keys() - {*_OWN, *_OTHER}):
+        known = [PREFIX + name for name in (*_OWN, *_OTHER)]
         raise ValueError(f"{PREFIX}{unknown[0]}: no such setting; choose from {known}")
-    given: dict[str, Any] = {
-        name: None if value == _OFF and name in _MAY_BE_OFF else _parse(parse, name, value)
-        for name, parse in _PARSERS.items()
-        if (value := values.get(name)) is not None
-    }
-    other = {n: _parse(parse, n, values[n]) for n, parse in _OTHER.items() if n in values}
+    values = {name: value for name, value in values.items() if value is not None}
+    given = {name: values[name] for name in _OWN if name in values}
+    given |= {name: None for name in _MAY_BE_OFF if given.get(name) == _OFF}
     greedy = params.temperature == 0
     try:
         config = ThinkingConfig(
@@ -169,17 +168,24 @@ def decode_request(params: Any, seed: int = 0) -> Request | None:
             answer_top_p=params.top_p,
             answer_min_p=params.min_p,
         )
+        trained = {name: values[name] for name in ("density", "reduction") if name in values}
+        objective = Objective(config, **trained) if trained else None
+        keys = {"seed": values.get("seed", seed), "sequence": values.get("sequence", 0)}
+        for name, key in keys.items():
+            check(name, key, int)
+            if not 0 <= key < 2**64:
+                raise ValueError(f"{name}={shown(key)}: must be in [0, 2^64)")
+        if values.get("record", "logprobs") not in get_args(RecordKind):
+            raise ValueError(f"record={values['record']!r}: must be one of {get_args(RecordKind)}")
+        texts = config.think_end  # each is looked for at every step
+        if len(texts) > 16 or any(len(text) > 100 for text in texts):
+            raise ValueError(
+                f"think_end={shown(texts)}: at most 16 texts of at most 100 characters"
+            )
     except ValueError as error:
         raise ValueError(f"{PREFIX}{error}") from error
     encode_config(config)  # the same limits on both sides
-    return Request(
-        prompt=(),
-        config=config,
-        limit=params.max_tokens,
-        objective=_objective(config, other),
-        seed=other.get("seed", seed),
-        index=other.get("sequence", 0),
-    )
+    return Request((), config, params.max_tokens, objective, keys["seed"], keys["sequence"])
 
 
 def is_packed(params: Any) -> bool:
@@ -192,102 +198,10 @@ def default_settings() -> dict[str, Any]:
     return json.loads(os.environ.get(DEFAULTS_VARIABLE, "{}"))
 
 
-def _objective(config: ThinkingConfig, other: Mapping[str, Any]) -> Objective | None:
-    given = {name: other[name] for name in ("density", "reduction") if name in other}
-    if not given:
-        return None
-    try:
-        return Objective(config, **given)
-    except ValueError as error:
-        raise ValueError(f"{PREFIX}{error}") from error
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         raise ValueError("a request takes plain numbers, not one a row")
     return _OFF if value is None else list(value) if isinstance(value, tuple) else value
-
-
-def _parse(parse: Callable[[Any], Any], name: str, value: Any) -> Any:
-    try:
-        return parse(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{PREFIX}{name}={value!r}: must be {error}") from error
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("a number")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("a whole number")
-    return value
-
-
-def _key(value: Any) -> int:
-    if not 0 <= _whole(value) < 2**64:
-        raise ValueError("in [0, 2^64)")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text")
-    return value
-
-
-def _record(value: Any) -> RecordKind:
-    if value not in get_args(RecordKind):
-        raise ValueError(f"one of {get_args(RecordKind)}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, (list, tuple)) or any(not isinstance(v, str) for v in values):
-        raise ValueError("a text or a list of texts")
-    if len(values) > 16 or any(len(v) > 100 for v in values):  # each is looked for at every step
-        raise ValueError("at most 16 texts of at most 100 characters")
-    return tuple(values)
-
-
-def _range(value: Any) -> tuple[float, float]:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError("two numbers, or 'off'")
-    return _number(value[0]), _number(value[1])
-
-
-def parsers(settings: type) -> dict[str, Callable[[Any], Any]]:
-    """How a setting is read, of each field of ThinkingFields that is the thinking's own.
-
-    The answer's are the request's own. Of a class like ThinkingFields, its.
-    """
-    by_kind: dict[Any, Callable[[Any], Any]] = {
-        MixerName: _text,
-        float: _number,
-        int: _whole,
-        tuple[float, float]: _range,
-        tuple[str, ...]: _texts,
-    }
-    return {
-        name: by_kind[without_none(kind)]
-        for name, kind in type_hints(settings).items()
-        if not name.startswith("answer_")
-    }
-
-
-_PARSERS = parsers(ThinkingFields)
-_MAY_BE_OFF = {name for name, kind in type_hints(ThinkingFields).items() if fits(None, kind)}
-_OTHER: dict[str, Callable[[Any], Any]] = {
-    "seed": _key,
-    "sequence": _key,
-    "density": _text,
-    "reduction": _text,
-    "record": _record,
-}
 
 
 # Records ----------------------------------------------------------------------------------------

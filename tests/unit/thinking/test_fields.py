@@ -6,11 +6,9 @@ import argparse
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Annotated
 
-import pytest
 from transformers import HfArgumentParser
 
 from softgrpo.cli.fields import add_options, described
-from softgrpo.rollout.vllm_plugin.wire import parsers
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.thinking.fields import ThinkingFields
 from softgrpo.training.config import SofTGRPOConfig, recipe_fields
@@ -37,14 +35,6 @@ def test_a_new_field_is_an_option_of_the_command_line():
     add_options(parser, _More)
     options = parser.parse_args(["--heat", "3", "--names", "b", "--names", "c"])
     assert (options.heat, options.names) == (3, ["b", "c"])
-
-
-def test_a_new_field_travels_to_vllm():
-    read = parsers(_More)
-    assert read.keys() - parsers(ThinkingFields).keys() == {"heat", "names"}
-    assert (read["heat"](3), read["names"](["b"])) == (3, ("b",))
-    with pytest.raises(ValueError, match="a whole number"):
-        read["heat"](1.5)
 
 
 def test_a_new_field_is_shown_with_its_default_and_range():
