@@ -13,8 +13,6 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "info":
         return _info()
     output = Path(options.output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"OUTPUT={output}: is not empty; choose another folder")
     from softgrpo.lab.base import make_base
 
     make_base(output, seed=options.seed)

@@ -7,10 +7,8 @@ find it by sampling. `make_base` makes the model that ships as `softgrpo.lab.BAS
 It is not the method: sampling is ordinary, and nothing here knows of soft thinking.
 """
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,79 +20,46 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from softgrpo.lab.chains import (
-    NUM_OPERANDS,
-    ChainProblem,
-    check_corrupt,
-    make_problems,
-    stated_answer,
-)
+from softgrpo.lab.chains import NUM_OPERANDS, ChainProblem, make_problems, stated_answer
 from softgrpo.lab.tokenizer import EOS, make_tokenizer
 
 NUM_PROMPT_TOKENS = 2 * NUM_OPERANDS
 NUM_COMPLETION_TOKENS = 3 * (NUM_OPERANDS - 1) + 3  # the steps, the marker, the answer, the end
 
 _CONTEXT = 64
+_CORRUPT = 0.3  # share of wrong results in the thoughts trained on, see `make_problems`
+_LEARNING_RATE = 1e-3  # after a tenth of the steps of warm-up; then a cosine to 0
 _EVAL_SEED = 1
 _NUM_EVAL_PROBLEMS = 200
 _EVAL_SAMPLES = 4
 
 
-@dataclass(frozen=True)
-class BaseReport:
-    """What making a base came to.
-
-    Attributes:
-        losses: Training loss of each step, in nats per token of the completion.
-        greedy: pass@1 of greedy decoding on held-out problems.
-        sampled: pass@1 of sampling at temperature 1 on the same problems.
-        seconds: CPU time of the training.
-    """
-
-    losses: list[float]
-    greedy: float
-    sampled: float
-    seconds: float
-
-
 def make_base(
-    output_dir: str | Path,
-    *,
-    seed: int = 0,
-    steps: int = 500,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
-    corrupt: float = 0.3,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> BaseReport:
-    """Trains a base model, saves it with its tokenizer and says how good it is.
+    output_dir: Path, *, seed: int = 0, steps: int = 500, batch_size: int = 128
+) -> list[float]:
+    """Trains a base model, saves it with its tokenizer and prints how good it is.
 
     Args:
         output_dir: Folder for model and tokenizer, in Hugging Face format. Written at the end only.
         seed: Seed of weights, problems and slips.
         steps: Optimizer steps.
         batch_size: Problems a step.
-        learning_rate: Peak of the schedule (a tenth of the steps of warm-up, then a cosine to 0).
-        corrupt: Share of wrong results in the thoughts trained on, see `make_problems`.
-        overwrite: Whether a folder that is not empty may be written to.
-        progress: Whether to show a progress bar and print the result.
 
     Returns:
-        The losses, the base's pass@1 as saved, and the cost.
+        Training loss of each step, in nats per token of the completion.
 
     Raises:
-        ValueError: An argument is out of its range, or `output_dir` holds something already.
+        ValueError: `output_dir` holds something already.
     """
-    output_dir = Path(output_dir)
-    _check(output_dir, steps, batch_size, learning_rate, corrupt, overwrite)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"OUTPUT={output_dir}: is not empty; choose another folder")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = make_tokenizer(_CONTEXT)
         model = _new_model(tokenizer)
         started = time.process_time()
-        problems = make_problems(steps * batch_size, seed, corrupt=corrupt)
-        losses = _train(model, _encode(problems, tokenizer), batch_size, learning_rate, progress)
+        problems = make_problems(steps * batch_size, seed, corrupt=_CORRUPT)
+        losses = _train(model, _encode(problems, tokenizer).split(batch_size))
         seconds = time.process_time() - started
         _save(model, tokenizer, output_dir)
 
@@ -102,13 +67,12 @@ def make_base(
         heldout = make_problems(_NUM_EVAL_PROBLEMS, _EVAL_SEED, "heldout")
         greedy = pass_at_1(model, tokenizer, heldout)
         sampled = pass_at_1(model, tokenizer, heldout, num_samples=_EVAL_SAMPLES)
-    if progress:
-        print(
-            f"base model in {output_dir}, {seconds:.0f} CPU-seconds; "
-            f"pass@1 on {len(heldout)} held-out problems: "
-            f"greedy {greedy:.3f}, sampled {sampled:.3f} ({_EVAL_SAMPLES} samples each)"
-        )
-    return BaseReport(losses, greedy, sampled, seconds)
+    print(
+        f"base model in {output_dir}, {seconds:.0f} CPU-seconds; "
+        f"pass@1 on {len(heldout)} held-out problems: "
+        f"greedy {greedy:.3f}, sampled {sampled:.3f} ({_EVAL_SAMPLES} samples each)"
+    )
+    return losses
 
 
 @torch.no_grad()
@@ -138,29 +102,6 @@ def pass_at_1(
     return sum(right) / len(right)
 
 
-def _check(
-    output_dir: Path,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    corrupt: float,
-    overwrite: bool,
-) -> None:
-    if steps < 1:
-        raise ValueError(f"steps={steps}: train for at least one step")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: a step needs at least one problem")
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise ValueError(f"learning_rate={learning_rate}: must be a positive number, such as 1e-3")
-    check_corrupt(corrupt)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"output_dir={output_dir}: is a file; choose a folder")
-    if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
-        raise ValueError(
-            f"output_dir={output_dir}: is not empty; choose another folder or set overwrite=True"
-        )
-
-
 def _new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -184,18 +125,11 @@ def _encode(problems: Sequence[ChainProblem], tokenizer: PreTrainedTokenizerFast
     return torch.tensor(tokenizer(texts)["input_ids"])
 
 
-def _train(
-    model: LlamaForCausalLM,
-    ids: torch.Tensor,
-    batch_size: int,
-    learning_rate: float,
-    progress: bool,
-) -> list[float]:
-    batches = ids.split(batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+def _train(model: LlamaForCausalLM, batches: Sequence[torch.Tensor]) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
     schedule = get_cosine_schedule_with_warmup(optimizer, len(batches) // 10, len(batches))
     losses: list[float] = []
-    bar = tqdm(batches, desc="making the base", unit="step", disable=not progress)
+    bar = tqdm(batches, desc="making the base", unit="step")
     for batch in bar:
         labels = batch.clone()
         labels[:, :NUM_PROMPT_TOKENS] = -100  # a prompt is random: nothing to learn from it

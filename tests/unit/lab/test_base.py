@@ -10,7 +10,6 @@ from softgrpo.lab import BASE_MODEL
 from softgrpo.lab.base import (
     NUM_COMPLETION_TOKENS,
     NUM_PROMPT_TOKENS,
-    BaseReport,
     make_base,
     pass_at_1,
 )
@@ -24,10 +23,10 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def micro_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BaseReport]:
+def micro_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("lab") / "base"
-    return folder, make_base(folder, steps=30, batch_size=32, progress=False)
+    return folder, make_base(folder, steps=30, batch_size=32)
 
 
 def test_every_word_is_one_token_and_comes_back(shipped):
@@ -75,51 +74,26 @@ def test_shipped_model_has_something_to_learn(shipped):
     assert 0.25 < pass_at_1(model, tokenizer, problems) < 0.55
 
 
-def test_a_micro_run_lowers_the_loss(micro_run: tuple[Path, BaseReport]):
-    _, report = micro_run
-    assert len(report.losses) == 30
-    assert report.losses[-1] < 0.8 * report.losses[0]
-    assert 0 <= report.greedy <= 1 and 0 <= report.sampled <= 1
+def test_a_micro_run_lowers_the_loss(micro_run: tuple[Path, list[float]]):
+    _, losses = micro_run
+    assert len(losses) == 30
+    assert losses[-1] < 0.8 * losses[0]
 
 
-def test_the_same_seed_makes_the_same_base(micro_run: tuple[Path, BaseReport], tmp_path: Path):
-    folder, report = micro_run
+def test_the_same_seed_makes_the_same_base(micro_run: tuple[Path, list[float]], tmp_path: Path):
+    folder, losses = micro_run
     random_state = torch.get_rng_state()
-    again = make_base(tmp_path, steps=30, batch_size=32, progress=False)
-    assert again.losses == report.losses
+    assert make_base(tmp_path, steps=30, batch_size=32) == losses
     assert (tmp_path / "model.safetensors").read_bytes() == (
         folder / "model.safetensors"
     ).read_bytes()
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize(
-    "arguments, field",
-    [
-        ({"steps": 0}, "steps=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"learning_rate": float("inf")}, "learning_rate=inf"),
-        ({"corrupt": 0.7}, "corrupt=0.7"),
-    ],
-)
-def test_bad_arguments_are_named(tmp_path: Path, arguments: dict, field: str):
-    with pytest.raises(ValueError, match=field):
-        make_base(tmp_path / "base", **arguments)
-    assert not (tmp_path / "base").exists()
-
-
 def test_a_folder_in_use_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("chapter one")
-    with pytest.raises(ValueError, match="not empty.*overwrite"):
+    with pytest.raises(ValueError, match="not empty"):
         make_base(tmp_path)
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(NotADirectoryError):
         make_base(tmp_path / "thesis.txt")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_overwrite_writes_into_it(tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("chapter one")
-    make_base(tmp_path, steps=1, batch_size=1, overwrite=True, progress=False)
-    assert (tmp_path / "model.safetensors").exists()
-    assert (tmp_path / "thesis.txt").read_text() == "chapter one"

@@ -86,18 +86,3 @@ def test_stated_answer():
     assert stated_answer(f"+ 4 1{THINK_END}1 <eos>") == "1"
     assert stated_answer("+ 4 1") is None
     assert stated_answer(f"+ 4 1 {THINK_END} ") is None
-
-
-@pytest.mark.parametrize(
-    "arguments, field",
-    [
-        ({"n": 0}, "n=0"),
-        ({"split": "test"}, "split='test'"),
-        ({"corrupt": 0.6}, "corrupt=0.6"),
-        ({"corrupt": -0.1}, "corrupt=-0.1"),
-        ({"corrupt": float("nan")}, "corrupt=nan"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict, field: str):
-    with pytest.raises(ValueError, match=field):
-        make_problems(**{"n": 1, "seed": 0, **arguments})
