@@ -131,7 +131,7 @@ def _benchmark(name: str, options: EvalOptions) -> _Source:
     benchmark = BENCHMARKS[name]
     # A run's own few-shot examples and system message belong to its own task.
     prompt = PromptFormat(separator="\n", template=options.prompt or benchmark.template)
-    origin = {"source": "file" if options.data else ":".join(map(str, benchmark.hub))}
+    origin = {"source": "file" if options.data else benchmark.hub}
     return _Source(name, problems, prompt, benchmark.verifier, origin)
 
 

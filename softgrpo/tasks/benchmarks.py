@@ -10,9 +10,8 @@ import difflib
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from softgrpo.tasks.problems import Problem
 from softgrpo.tasks.tables import Row, collect, read_file, read_hub, to_answer, to_id
@@ -27,87 +26,38 @@ _PROGRAM = (
 )
 
 
-@dataclass(frozen=True)
-class Benchmark:
+class Benchmark(NamedTuple):
     """Where a benchmark's problems come from, and how they are put and judged.
 
     Attributes:
-        name: As on the command line; `name.jsonl` is its local file.
-        title: As in a table.
-        hub: Repository, configuration, split and revision on the Hugging Face hub.
+        hub: Repository:configuration:split:revision on the Hugging Face hub.
         template: The user's message, with {question} in it.
         verifier: A key of softgrpo.rewards.VERIFIERS.
     """
 
-    name: str
-    title: str
-    hub: tuple[str, str | None, str, str]
+    hub: str
     template: str = BOXED
     verifier: str = "math_verify"
 
 
 # Revisions: the heads of these repositories when they were looked up, none of them loaded here.
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            "aime2024",
-            "AIME 2024",
-            ("HuggingFaceH4/aime_2024", None, "train", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
-        ),
-        Benchmark(
-            "aime2025",
-            "AIME 2025",
-            ("math-ai/aime25", None, "test", "563bb8404243c5f09de6ec262f2db674fe5bce9b"),
-        ),
-        Benchmark(
-            "amc23",
-            "AMC 23",
-            ("math-ai/amc23", None, "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057"),
-        ),
-        Benchmark(
-            "math500",
-            "MATH-500",
-            ("HuggingFaceH4/MATH-500", None, "test", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"),
-        ),
-        Benchmark(
-            "gsm8k",
-            "GSM8K",
-            ("openai/gsm8k", "main", "test", "740312add88f781978c0658806c59bc2815b9866"),
-        ),
-        Benchmark(
-            "gpqa_diamond",
-            "GPQA-Diamond",
-            (
-                "Idavidrein/gpqa",
-                "gpqa_diamond",
-                "train",
-                "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
-            ),
-            template=_LETTER,
-            verifier="letter",
-        ),
-        Benchmark(
-            "humaneval",
-            "HumanEval",
-            ("openai/openai_humaneval", None, "test", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),
-            template=_PROGRAM,
-            verifier="humaneval",
-        ),
-        Benchmark(
-            "mbpp",
-            "MBPP",
-            (
-                "google-research-datasets/mbpp",
-                "sanitized",
-                "test",
-                "4bb6404fdc6cacfda99d4ac4205087b89d32030c",
-            ),
-            template=_PROGRAM,
-            verifier="mbpp",
-        ),
-    )
+_HUB = {
+    "aime2024": "HuggingFaceH4/aime_2024:None:train:2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+    "aime2025": "math-ai/aime25:None:test:563bb8404243c5f09de6ec262f2db674fe5bce9b",
+    "amc23": "math-ai/amc23:None:test:80815d37005feb82cd7f8fbc6901d5d3eff43057",
+    "math500": "HuggingFaceH4/MATH-500:None:test:6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+    "gsm8k": "openai/gsm8k:main:test:740312add88f781978c0658806c59bc2815b9866",
+    "gpqa_diamond": "Idavidrein/gpqa:gpqa_diamond:train:633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+    "humaneval": "openai/openai_humaneval:None:test:7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+    "mbpp": "google-research-datasets/mbpp:sanitized:test:4bb6404fdc6cacfda99d4ac4205087b89d32030c",
 }
+_PUT_AND_JUDGED = {
+    "gpqa_diamond": (_LETTER, "letter"),
+    "humaneval": (_PROGRAM, "humaneval"),
+    "mbpp": (_PROGRAM, "mbpp"),
+}
+BENCHMARKS = {name: Benchmark(hub, *_PUT_AND_JUDGED.get(name, ())) for name, hub in _HUB.items()}
+"""By their names on the command line; ``NAME.jsonl`` is a local file."""
 
 
 def load_benchmark(name: str, *, data: str | None = None, seed: int = 0) -> list[Problem]:
@@ -121,26 +71,26 @@ def load_benchmark(name: str, *, data: str | None = None, seed: int = 0) -> list
     Raises:
         ValueError: Unknown name, no such file, no hub, or rows that are not the benchmark's.
     """
-    benchmark = BENCHMARKS.get(name)
-    if benchmark is None:
+    if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"benchmarks: no benchmark {name!r}{hint}; there are {', '.join(BENCHMARKS)}"
         )
-    rows = _hub(benchmark) if data is None else read_file(str(Path(data) / f"{name}.jsonl"))
+    rows = _hub(name) if data is None else read_file(str(Path(data) / f"{name}.jsonl"))
     return _to_problems(rows, name, seed)
 
 
-def _hub(benchmark: Benchmark) -> Iterable[Row]:
-    repo, configuration, split, revision = benchmark.hub
+def _hub(benchmark: str) -> Iterable[Row]:
+    repo, configuration, split, revision = BENCHMARKS[benchmark].hub.split(":")
+    name = None if configuration == "None" else configuration
     try:
-        return list(read_hub(repo, name=configuration, split=split, revision=revision))
+        return list(read_hub(repo, name=name, split=split, revision=revision))
     except Exception as error:
         # The hub's client has errors of many kinds, and what to do is the same for all.
         raise ValueError(
-            f"{benchmark.title}: cannot be read from the hub ({type(error).__name__}: {error}); "
-            f"--data DIR reads DIR/{benchmark.name}.jsonl, lines of id, question and answer"
+            f"{benchmark}: cannot be read from the hub ({type(error).__name__}: {error}); "
+            f"--data DIR reads DIR/{benchmark}.jsonl, lines of id, question and answer"
         ) from error
 
 

@@ -5,14 +5,14 @@ question of the eval split occurs in the train split, whatever the seeds.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from softgrpo.tasks.generated import generate_problems
 from softgrpo.tasks.problems import EVAL_SHARE, Problem, Split, question_digest, split_of
-from softgrpo.tasks.tables import SUFFIXES, Row, read_file, read_hub, to_problems
+from softgrpo.tasks.tables import SUFFIXES, read_file, read_hub, to_problems
 from softgrpo.values import check
 
 _FILE_OPTIONS = {"question_column", "answer_column", "eval_source"}
@@ -104,23 +104,14 @@ def _side(
 
 
 def _load_file(options: Mapping[str, Any], path: str) -> list[Problem]:
-    return _to_problems(read_file(path), Path(path).stem, options)
+    return to_problems(read_file(path), Path(path).stem, options)
 
 
 def _load_hub(repo: str, options: Mapping[str, Any], hub_split: str) -> list[Problem]:
     rows = read_hub(
         repo, name=options.get("name"), split=hub_split, revision=options.get("revision")
     )
-    return _to_problems(rows, f"{repo}/{hub_split}", options)
-
-
-def _to_problems(rows: Iterable[Row], table: str, options: Mapping[str, Any]) -> list[Problem]:
-    return to_problems(
-        rows,
-        table=table,
-        question_column=options.get("question_column"),
-        answer_column=options.get("answer_column"),
-    )
+    return to_problems(rows, f"{repo}/{hub_split}", options)
 
 
 def _check_options(source: str, options: Mapping[str, Any], known: set[str]) -> None:

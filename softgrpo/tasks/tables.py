@@ -47,18 +47,15 @@ def read_hub(repo: str, *, name: str | None, split: str, revision: str | None) -
         yield f"hub:{repo} split {split!r}, row {index}", row
 
 
-def to_problems(
-    rows: Iterable[Row], *, table: str, question_column: str | None, answer_column: str | None
-) -> list[Problem]:
+def to_problems(rows: Iterable[Row], table: str, options: Mapping[str, Any]) -> list[Problem]:
     """Turns rows into problems; the columns that are not used become metadata, None where missing.
 
     Args:
         rows: The rows with their places.
         table: Names the table in ids (`table/0`, `table/1`, ...) where there is no `id` column.
-        question_column: Holds the question, as text or as chat messages ending with the user's;
-            None is `question` where there is one, else `prompt`.
-        answer_column: Holds the gold answer, as text or as a number; None is `answer`, or
-            `ground_truth` in `reward_model`, as verl writes it.
+        options: `question_column` holds the question, as text or as chat messages ending with the
+            user's (None: `question` where there is one, else `prompt`), `answer_column` the gold
+            answer, as text or a number (None: `answer`, or verl's `reward_model.ground_truth`).
 
     Raises:
         ValueError: No rows, a missing column, two rows with one id, or a value of no use.
@@ -66,9 +63,9 @@ def to_problems(
 
     def to_problem(index: int, row: Mapping[str, Any]) -> Problem:
         rest = dict(row)
-        column = question_column or ("question" if "question" in rest else "prompt")
+        column = options.get("question_column") or ("question" if "question" in rest else "prompt")
         question, context = _question(_pop(rest, column), column)
-        answer = _answer(rest, answer_column)
+        answer = _answer(rest, options.get("answer_column"))
         problem_id = to_id(rest.pop("id", None), f"{table}/{index}")
         return Problem(problem_id, question, answer, rest, context)
 

@@ -85,7 +85,7 @@ def test_choices_from_a_file(tmp_path):
 def test_every_benchmark_is_pinned_and_put():
     assert set(BENCHMARKS) == {*COUNTS, "gpqa_diamond"}
     for benchmark in BENCHMARKS.values():
-        assert len(benchmark.hub[3]) == 40 and "{question}" in benchmark.template
+        assert len(benchmark.hub.split(":")[3]) == 40 and "{question}" in benchmark.template
 
 
 def test_an_unknown_benchmark_names_the_known():
