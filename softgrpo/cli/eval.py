@@ -20,8 +20,6 @@ def run(options: argparse.Namespace) -> int:
         thinking["think_end"] = ()
     own = {item.name for item in fields(EvalOptions)} - {"model"}
     given = {name: value for name, value in vars(options).items() if name in own}
-    if options.benchmarks:
-        given["benchmarks"] = [name.strip() for name in options.benchmarks.split(",")]
     go_on = f"go on with: {shlex.join(['softgrpo', *sys.argv[1:]])}"
     try:
         evaluation = evaluate(options.model, **given, **thinking)

@@ -6,7 +6,7 @@ import argparse
 import json
 import textwrap
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import Any, get_args
 
 from softgrpo.thinking.fields import MixerName, ThinkingFields
 from softgrpo.values import Range, ranges, type_hints, without_none
@@ -21,6 +21,9 @@ _READING: dict[Any, dict[str, Any]] = {
     int: {"type": int},
     tuple[float, float]: {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")},
     tuple[str, ...]: {"action": "append", "metavar": "TEXT"},
+    list[str]: {"type": lambda text: [name.strip() for name in text.split(",")]},
+    str: {},
+    bool: {"action": "store_true"},
 }
 
 
@@ -31,12 +34,12 @@ def described(settings: type) -> str:
 
 
 def add_options(parser: argparse._ActionsContainer, settings: type) -> None:
-    """An option for each field of ThinkingFields, or of a class like it.
+    """An option for each field of ThinkingFields, or of a class like it, that has a help.
 
     None of them has a default: a run's own may come before the field's, which help names.
     """
     kinds, wanted = type_hints(settings), ranges(settings)
-    for item in fields(settings):
+    for item in (item for item in fields(settings) if "help" in item.metadata):
         kind = without_none(kinds[item.name])
         names = [f"--{item.name.replace('_', '-')}"]
         if item.name == "policy":
@@ -44,7 +47,10 @@ def add_options(parser: argparse._ActionsContainer, settings: type) -> None:
         text = _meaning(item, wanted.get(item.name))
         if kind == tuple[str, ...]:
             text += " Can be repeated."
-        parser.add_argument(*names, help=f"{text} Default: {_default(item)}.", **_READING[kind])
+        if kind is not bool:
+            text += f" Default: {_default(item)}."
+        reading = _READING.get(kind, {"choices": get_args(kind)})
+        parser.add_argument(*names, help=text, **reading)
 
 
 def given_thinking(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,4 +77,4 @@ def _meaning(item: Field[Any], wanted: Range | None) -> str:
 
 def _default(item: Field[Any]) -> str:
     values = item.default if isinstance(item.default, tuple) else [item.default]
-    return "none" if values == [None] else " ".join(map(str, values))
+    return "none" if values == [None] else " ".join(map(str, values)) or "none"

@@ -314,48 +314,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
+    from softgrpo.cli.fields import add_options
+    from softgrpo.runs.eval_options import EvalOptions
+
     parser.usage = "softgrpo eval MODEL (--benchmarks NAMES | --task SOURCE) [options]"
     parser.add_argument("model", metavar="MODEL", help="folder, run, lab, package: or hub id")
-    what = parser.add_argument_group("what to solve")
-    what.add_argument("--benchmarks", metavar="NAMES", help="separated by commas")
-    what.add_argument("--task", metavar="SOURCE", help="reasoning_gym:NAME, FILE, hub:ORG/NAME")
-    what.add_argument("--task-options", metavar="YAML", help="as task_options of a recipe")
-    what.add_argument("--data", metavar="DIR", help="benchmark files, instead of the hub")
-    what.add_argument("--verifier", metavar="NAME", help="of a task; math_verify if not given")
-    what.add_argument("--limit", type=int, metavar="N", help="the first N problems")
-    what.add_argument(
-        "--subset", metavar="SPEC", help="random:N, ids with commas, or a file of ids"
-    )
-    how = parser.add_argument_group("how to think and answer")
-    how.add_argument(
-        "--preset",
-        choices=["paper-softgrpo", "paper-discrete", "paper-soft"],
-        help="the published settings; other options win over them",
-    )
-    how.add_argument("--samples", type=int, metavar="N", help="of each problem (8)")
-    how.add_argument("--max-new-tokens", type=int, metavar="N", help="thought and answer (2048)")
-    how.add_argument("--seed", type=_seed, default=0, help="of the noise and the subset (0)")
-    how.add_argument("--no-think-end", action="store_true", help="thinking lasts to the end")
-    how.add_argument("--prompt", metavar="TEMPLATE", help="the prompt, with {question} in it")
-    how.add_argument("--system-prompt", metavar="TEXT", help="the system message")
-    how.add_argument("--plain", action="store_true", help="no chat template")
+    add_options(parser, EvalOptions)
     _add_thinking(parser)
-    where = parser.add_argument_group("where")
-    where.add_argument("--output", metavar="DIR", help="of the records (results/MODEL-POLICY)")
-    where.add_argument("--overwrite", action="store_true", help="delete the records that are there")
-    where.add_argument(
-        "--engine", choices=["transformers", "vllm"], default="transformers", help="(transformers)"
-    )
-    where.add_argument("--batch-size", type=int, default=64, metavar="N", help="sequences (64)")
-    where.add_argument(
-        "--batch-tokens", type=int, metavar="N", help="positions of the key-value cache, at most"
-    )
-    where.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of weights"
-    )
-    where.add_argument("--revision", help="branch, tag or commit on the hub")
-    where.add_argument("--subfolder", default="", help="where in the hub's repository")
-    where.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    parser.add_argument("--no-think-end", action="store_true", help="thinking lasts to the end")
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

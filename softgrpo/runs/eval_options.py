@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from softgrpo.runs.errors import OptionError
 from softgrpo.runs.recipe import unknown_field
-from softgrpo.thinking import ThinkingConfig
+from softgrpo.thinking.fields import ThinkingFields
 from softgrpo.values import between, check_fields
 
 # The published settings (paper, section 5, and its authors' scripts), thought and answer alike.
@@ -23,66 +23,56 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _option(text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class EvalOptions:
-    """The options of an evaluation.
+    """The options of an evaluation, each with its help, of which the command line is made.
 
-    Attributes:
-        model: A source as in softgrpo.models.
-        benchmarks: Names in tasks.BENCHMARKS.
-        task: Where there are no benchmarks: ``reasoning_gym:NAME``, a file, ``hub:ORG/NAME``. With
-            neither, a run's own held-out problems.
-        task_options: As task_options of a recipe; text is YAML.
-        data: Folder of benchmark files, in the place of the hub.
-        verifier: As in rewards.load_reward; None: the benchmark's or the run's, else math_verify.
-        limit: The first so many problems.
-        subset: ``random:N``, ids with commas between them, or a file of ids.
-        preset: One of PRESETS; other options win over it.
-        samples: Of each problem.
-        max_new_tokens: Thought and answer; None: the run's limit, else 2048.
-        seed: Of the noise and the subset.
-        prompt: Template with {question} in it; None: the benchmark's or the run's.
-        system_prompt: The system message; None: the run's.
-        plain: Put prompts as plain text, without the chat template.
-        output: Folder of the records; None: results/MODEL-POLICY.
-        overwrite: Delete the records that are there.
-        engine: Of the rollouts.
-        batch_size: Sequences decoded together.
-        batch_tokens: Positions of the key-value cache, at most.
-        dtype: Of the weights.
-        revision: Branch, tag or commit on the hub.
-        subfolder: Where in the hub's repository.
-        trust_remote_code: Run the model's own code.
-        thinking: Fields of ThinkingConfig that win over the run's.
+    ``model`` is a source as in softgrpo.models; ``thinking`` are fields of ThinkingConfig that win
+    over the run's.
 
     Raises:
         ValueError: A value of another type or out of its range; the message names it.
     """
 
     model: str
-    benchmarks: list[str] | None = None
-    task: str | None = None
-    task_options: dict[str, Any] | str | None = None
-    data: str | None = None
-    verifier: str | None = None
-    limit: int | None = None
-    subset: str | None = None
-    preset: Literal["paper-softgrpo", "paper-discrete", "paper-soft"] | None = None
-    samples: int = 8
-    max_new_tokens: int | None = None
-    seed: Annotated[int, between(0, 2**32 - 1)] = 0
-    prompt: str | None = None
-    system_prompt: str | None = None
-    plain: bool = False
-    output: str | None = None
-    overwrite: bool = False
-    engine: Literal["transformers", "vllm"] = "transformers"
-    batch_size: int = 64
-    batch_tokens: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    revision: str | None = None
-    subfolder: str = ""
-    trust_remote_code: bool = False
+    benchmarks: list[str] | None = _option("Separated by commas.")
+    task: str | None = _option(
+        "Where there are no benchmarks: reasoning_gym:NAME, a file, hub:ORG/NAME. With neither, a "
+        "run's own held-out problems."
+    )
+    task_options: str | dict[str, Any] | None = _option("YAML, as task_options of a recipe.")
+    data: str | None = _option("Folder of benchmark files, in the place of the hub.")
+    verifier: str | None = _option(
+        "As a reward of a recipe; none: the benchmark's or the run's, else math_verify."
+    )
+    limit: int | None = _option("The first so many problems.")
+    subset: str | None = _option("random:N, ids with commas between them, or a file of ids.")
+
+    preset: Literal["paper-softgrpo", "paper-discrete", "paper-soft"] | None = _option(
+        "The published settings; other options win over them."
+    )
+    samples: int = _option("Of each problem.", 8)
+    max_new_tokens: int | None = _option("Thought and answer; none: the run's limit, else 2048.")
+    seed: Annotated[int, between(0, 2**32 - 1)] = _option("Of the noise and the subset.", 0)
+    prompt: str | None = _option(
+        "Template with {question} in it; none: the benchmark's or the run's."
+    )
+    system_prompt: str | None = _option("The system message; none: the run's.")
+    plain: bool = _option("Put prompts as plain text, without the chat template.", False)
+
+    output: str | None = _option("Folder of the records; none: results/MODEL-POLICY.")
+    overwrite: bool = _option("Delete the records that are there.", False)
+    engine: Literal["transformers", "vllm"] = _option("Of the rollouts.", "transformers")
+    batch_size: int = _option("Sequences decoded together.", 64)
+    batch_tokens: int | None = _option("Positions of the key-value cache, at most.")
+    dtype: Literal["float32", "bfloat16", "float16"] = _option("Of the weights.", "float32")
+    revision: str | None = _option("Branch, tag or commit on the hub.")
+    subfolder: str = _option("Where in the hub's repository.", "")
+    trust_remote_code: bool = _option("Run the model's own code.", False)
     thinking: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,7 +93,7 @@ def eval_options(model: str | Path, given: Mapping[str, Any]) -> EvalOptions:
     Raises:
         ValueError: An unknown name (with the nearest that is known) or a value of no use.
     """
-    of_thinking = {item.name for item in fields(ThinkingConfig)}
+    of_thinking = {item.name for item in fields(ThinkingFields)}
     own = {item.name for item in fields(EvalOptions)} - {"model", "thinking"}
     for name in given:
         if name not in own | of_thinking:
