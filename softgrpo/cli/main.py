@@ -220,33 +220,24 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            add_help=name != "train",  # it has one of its own
         )
         if name in arguments[:1]:  # the options of the others would take imports
             fill(command)
     return parser
 
 
-class _HelpWithFields(argparse._HelpAction):
-    """Help that looks the fields up when it is asked for: no other command needs to wait."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any) -> None:
-        from softgrpo.cli.fields import described
-        from softgrpo.runs.recipe import RunConfig
-        from softgrpo.thinking.fields import ThinkingFields
-        from softgrpo.training.fields import TrainingFields
-
-        parser.epilog = (
-            f"fields of a run:\n{described(RunConfig)}\n\n"
-            f"fields of thinking:\n{described(ThinkingFields)}\n\n"
-            f"fields of training:\n{described(TrainingFields)}"
-        )
-        super().__call__(parser, *arguments)
-
-
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    from softgrpo.cli.fields import described
+    from softgrpo.runs.recipe import RunConfig
+    from softgrpo.thinking.fields import ThinkingFields
+    from softgrpo.training.fields import TrainingFields
+
     parser.usage = "softgrpo train RECIPE [--field value ...] [--resume | --overwrite]"
-    parser.add_argument("-h", "--help", action=_HelpWithFields, help="show this and exit")
+    parser.epilog = (
+        f"fields of a run:\n{described(RunConfig)}\n\n"
+        f"fields of thinking:\n{described(ThinkingFields)}\n\n"
+        f"fields of training:\n{described(TrainingFields)}"
+    )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; recipes/ has some")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
