@@ -6,8 +6,10 @@ their way to it: where the list is, everything is.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from softgrpo.files import delete, read_json, sync, sync_all, write_json
 
@@ -64,6 +66,19 @@ def keep_newest(newest: Path, limit: int, best: Path | None = None) -> None:
     others = [folder for folder in folders if folder not in (newest, best)]
     for folder in others[: max(len(folders) - limit, 0)]:
         shutil.rmtree(folder, ignore_errors=True)  # one too many is no reason to end a run
+
+
+def most_kept(args: Any, steps: int) -> int:
+    """How many checkpoints lie on the disk at a time, at most; one that Ctrl-C asks for too.
+
+    Args:
+        args: transformers' TrainingArguments.
+        steps: Of the whole run.
+    """
+    every = args.save_steps if args.save_steps >= 1 else args.save_steps * steps
+    saves = 1 if args.save_strategy == "no" else math.ceil(steps / max(every, 1))
+    limit = args.save_total_limit
+    return min(saves, limit + 1) if limit else saves  # the oldest goes after the newest is there
 
 
 def _is_complete(checkpoint: Path) -> bool:

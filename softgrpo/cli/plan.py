@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from softgrpo.checkpoints import most_kept
 from softgrpo.evaluation import tokenize_prompts
 from softgrpo.files import read_json, write_json
 from softgrpo.modeling.attention import narrow_layers
@@ -69,11 +70,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if value is not None and not least <= value <= most:
             option = name.replace("_", "-")
             raise ValueError(f"{option}={value}: must be from {least} to {most:,}")
-    name = options.device or ("cpu" if _is_for_cpu(options.recipe, rest) else "h100")
+    is_for_cpu = read_yaml(options.recipe).get("use_cpu") is True
+    is_for_cpu = is_for_cpu or "use_cpu" in map(field_name, rest)
+    name = options.device or ("cpu" if is_for_cpu else "h100")
     # Without it transformers would look for the GPUs here.
     config, args, values = read_recipe(options.recipe, [*rest, "--use_cpu", "true"])
     device, where = _device(name)
-    device_bytes = int((options.memory or device.memory / GIB / _sharing(name, options)) * GIB)
+    sharing = options.gpus if name == "cpu" else 1  # processes on processors share their memory
+    device_bytes = int(options.memory * GIB if options.memory else device.memory / sharing)
     _check_processes(config, args, options)
     place = resolve_model(str(config.model))
     model_config = _read_config(place, args)
@@ -81,13 +85,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     shape, adapted = _shapes(config, args, model_config)
     job = job_of(config, args, values, model_config, prompts, options, is_cpu=name == "cpu")
     plan = make(shape, adapted, job, device, device_bytes)
+    autocast = _autocast(args)
     about = {
         "recipe": options.recipe,
         "model": config.model,
         "device": name,
         "device_numbers": where,
         "dtype": config.dtype,
-        "autocast": _autocast_name(args),
+        "autocast": autocast and str(autocast).removeprefix("torch."),
     }
     print(json.dumps(about | plan, indent=2) if options.json else text(about, plan, job, shape))
     return 0
@@ -100,16 +105,7 @@ def make(
     phases = memory(shape, job, device_bytes)
     phase, most = peak(phases)
     is_fitting = proposals.fits(shape, job, device_bytes)
-    rollout = speed.rollout(shape, job, device, job.sequences)
-    replays = speed.num_replays(job)
-    replay = speed.replay(shape, job, device) if replays else None
-    update = speed.update(shape, job, device)
-    evaluation = None
-    if job.evaluations:
-        evaluation = speed.rollout(shape, job, device, job.eval_sequences)
-    of_replays = replays * replay.seconds if replay else 0.0
-    parts = {"rollout": rollout, "log-densities": replay, "update": update}
-    parts["evaluation"] = evaluation
+    parts = speed.parts(shape, job, device)
     found = [] if is_fitting else proposals.proposals(shape, adapted, job, device_bytes)
     return {
         "estimate": True,
@@ -118,8 +114,8 @@ def make(
         "usable_bytes": int(proposals.USABLE * device_bytes),
         "peak": {"phase": phase, "bytes": most},
         "memory": phases,
-        "parts": {name: asdict(part) for name, part in parts.items() if part},
-        "seconds": speed.total_seconds(job, rollout, of_replays, update, evaluation),
+        "parts": {name: asdict(part) for name, part in parts.items()},
+        "seconds": speed.total_seconds(job, parts),
         "disk_bytes": speed.checkpoint_bytes(shape, job),
         "would_fit": [asdict(proposal) for proposal in found],
         "budgets": {
@@ -176,8 +172,6 @@ def job_of(
     if args.is_checkpointing_auto and args.train_batch_tokens is not None:
         checkpointing = "long"
     is_evaluated = bool(config.num_eval_problems)
-    saves = math.ceil(updates / args.save_steps) if args.save_steps >= 1 else 1 / args.save_steps
-    saves = 0 if args.save_strategy == "no" else math.ceil(saves)
     return Job(
         processes=processes,
         is_sharded=options.fsdp,
@@ -217,7 +211,7 @@ def job_of(
         vllm_share=args.vllm_gpu_memory_utilization,
         eval_sequences=config.num_eval_problems * config.eval_samples if is_evaluated else 0,
         evaluations=2 * (len(config.eval_decodings) if is_soft else 1) if is_evaluated else 0,
-        checkpoints=min(saves, args.save_total_limit + 1) if args.save_total_limit else saves,
+        checkpoints=most_kept(args, updates),
     )
 
 
@@ -240,10 +234,6 @@ def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.
 
 
 # What is read -------------------------------------------------------------------------------------
-def _is_for_cpu(recipe: str, rest: Sequence[str]) -> bool:
-    return read_yaml(recipe).get("use_cpu") is True or "use_cpu" in map(field_name, rest)
-
-
 def _read_config(place: str, args: SofTGRPOConfig) -> Any:
     from transformers import AutoConfig
 
@@ -296,16 +286,6 @@ def _autocast(args: SofTGRPOConfig) -> torch.dtype | None:
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else None
-
-
-def _autocast_name(args: SofTGRPOConfig) -> str | None:
-    dtype = _autocast(args)
-    return None if dtype is None else str(dtype).removeprefix("torch.")
-
-
-def _sharing(name: str, options: argparse.Namespace) -> int:
-    """Processes that share a device's memory: those on this machine's processors."""
-    return options.gpus if name == "cpu" else 1
 
 
 # Calibration --------------------------------------------------------------------------------------
@@ -361,57 +341,44 @@ def text(about: dict[str, Any], plan: dict[str, Any], job: Job, shape: Shape) ->
         f"rollouts, {job.evaluations} evaluations (estimate: every completion at its limit)",
         f"disk    {_gib(plan['disk_bytes'])} GiB of checkpoints and model at most",
         "",
-        _phases_table(plan),
+        _table(plan),
     ]
     if plan["would_fit"]:
         lines.append("")
     for proposal in plan["would_fit"]:
         verdict = "fits" if proposal["fits"] else "does not fit"
         lines.append(f"{verdict}, {_gib(proposal['peak'])} GiB, with  {proposal['fields']}")
-    lines += ["", *_budgets(plan, job), "", _kinds_table(plan["memory"]), "", *_details(about, job)]
-    return "\n".join(lines)
-
-
-def _phases_table(plan: dict[str, Any]) -> str:
-    rows = []
-    for phase, kinds in plan["memory"].items():
-        part = plan["parts"].get(phase)
-        of_part = (
-            [f"{part['tokens']:,}", f"{part['flops'] / 1e12:,.1f}", _time(part["seconds"])]
-            if part
-            else ["", "", ""]
-        )
-        rows.append([phase, _gib(sum(kinds.values())), *of_part])
-    return format_table(["each", "GiB", "tokens", "TFLOP", "time"], rows)
-
-
-def _kinds_table(phases: dict[Phase, Kinds]) -> str:
-    """GiB of every kind in every phase."""
-    kinds = list(dict.fromkeys(kind for held in phases.values() for kind in held))
-    rows = [[kind, *(_gib(phases[p].get(kind, 0)) for p in phases)] for kind in kinds]
-    return format_table(["GiB", *phases], rows)
-
-
-def _budgets(plan: dict[str, Any], job: Job) -> list[str]:
-    """The largest budgets that fit; of use or not, they answer what one would try."""
-    lines = []
-    for name, value in plan["budgets"].items():
-        is_vllm = name.startswith("vllm")
-        if is_vllm == (job.engine == "vllm") or (not is_vllm and name.startswith("train")):
-            largest = "none fits" if value is None else f"up to {value:,}"
-            lines.append(f"{name}: {largest}")
-    return lines
-
-
-def _details(about: dict[str, Any], job: Job) -> list[str]:
+    useless = "rollout_batch_tokens" if job.engine == "vllm" else "vllm_gpu_memory_utilization"
+    lines.append("")
+    for name, largest in plan["budgets"].items():
+        if name != useless:
+            lines.append(f"{name}: {'none fits' if largest is None else f'up to {largest:,}'}")
     checkpointed = "checkpointed" if job.is_checkpointed else "not checkpointed"
     laid_out = "packed" if job.shares_prompts else "padded"
-    return [
+    lines += [
+        "",
         f"a process's rollout: {job.sequences} sequences of {job.prompt_tokens} + "
         f"{job.completion_tokens} tokens; an update: {job.passes} passes of {job.pass_rows} "
         f"sequences, {job.tokens_of(job.pass_rows):,} tokens, {laid_out}, {checkpointed}",
         f"numbers of the device: {about['device_numbers']}",
     ]
+    return "\n".join(lines)
+
+
+def _table(plan: dict[str, Any]) -> str:
+    """GiB of every kind in every phase, and what one such phase computes and takes."""
+    phases: dict[Phase, Kinds] = plan["memory"]
+    parts = [plan["parts"].get(phase) for phase in phases]
+    kinds = dict.fromkeys(kind for held in phases.values() for kind in held)
+    rows = [[kind, *(_gib(held.get(kind, 0)) for held in phases.values())] for kind in kinds]
+    rows += [["in all", *(_gib(sum(held.values())) for held in phases.values())]]
+    for name, key, shown in (
+        ("tokens of one", "tokens", "{:,}".format),
+        ("TFLOP of one", "flops", lambda flops: f"{flops / 1e12:,.1f}"),
+        ("time of one", "seconds", _time),
+    ):
+        rows.append([name, *(shown(part[key]) if part else "" for part in parts)])
+    return format_table(["GiB", *phases], rows)
 
 
 def _gib(num_bytes: float) -> str:

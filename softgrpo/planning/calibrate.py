@@ -37,7 +37,6 @@ def measure(device: torch.device) -> Device:
         training_share=1.0,
         decoding_share=1.0,
         layer_seconds=_layer_seconds(device),
-        is_measured=True,
     )
     training, decoding = _training_share(device, rates), _decoding_share(device, rates)
     return replace(rates, training_share=training, decoding_share=decoding)

@@ -17,7 +17,6 @@ class Device:
         training_share: What products and memory traffic alone would take of a pass's time.
         decoding_share: The same of a decoding step's, its calls aside.
         layer_seconds: What a layer of a decoding step takes beside its products: host, launches.
-        is_measured: Whether these are this machine's (calibrate.py).
     """
 
     memory: float
@@ -27,7 +26,6 @@ class Device:
     training_share: float = 0.4
     decoding_share: float = 0.5
     layer_seconds: float = 0.9e-3
-    is_measured: bool = False
 
 
 GIB, TERA = 2**30, 1e12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,12 +89,8 @@ class Job:
         """Sequences of the largest pass."""
         if self.train_batch_tokens is None:
             return self.micro_batch
-        least, most = 1, self.micro_batch + 1  # within (or alone), and not to be tried
-        while most - least > 1:
-            middle = (least + most) // 2
-            is_within = self.tokens_of(middle) <= self.train_batch_tokens
-            least, most = (middle, most) if is_within else (least, middle)
-        return least
+        rows = range(1, self.micro_batch + 1)
+        return max(1, bisect_right(rows, self.train_batch_tokens, key=self.tokens_of))
 
     @property
     def passes(self) -> int:
@@ -106,6 +103,11 @@ class Job:
         budget = self.train_batch_tokens
         is_long = budget is not None and self.length > budget
         return self.checkpointing == "all" or (self.checkpointing == "long" and is_long)
+
+    @property
+    def replays(self) -> int:
+        """Passes without gradient that a rollout's sequences go through."""
+        return (self.reference != "none") + self.recomputes_old
 
     @property
     def update_tokens(self) -> int:

@@ -58,7 +58,7 @@ def memory(shape: Shape, job: Job, device_bytes: int | None = None) -> dict[Phas
     phases: dict[Phase, Kinds] = {
         "rollout": held | _rollout(shape, job, job.sequences, held, device_bytes)
     }
-    if job.reference != "none" or job.recomputes_old:
+    if job.replays:
         phases["log-densities"] = held | {
             "activations": in_hand(shape, job.tokens_of(rows)) + shape.casts_bytes,
             "head": head_bytes(shape, job, rows, learns=False),
@@ -164,17 +164,6 @@ def head_bytes(shape: Shape, job: Job, rows: int, learns: bool) -> int:
     return max(columns, logits) + states + gradient
 
 
-def cache_bytes(shape: Shape, job: Job, sequences: int) -> int:
-    """The key-value cache of a rollout of so many sequences (rollout.cache)."""
-    rows, columns = job.cache_shape(sequences)
-    return rows * columns * shape.cache_bytes
-
-
-def prepacked_bytes(shape: Shape, job: Job) -> int:
-    """Weights laid out for a rollout (rollout.prepacked)."""
-    return shape.packed * shape.bytes_of_weights if job.is_prepacked else 0
-
-
 def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
     """What is there all the time, vLLM's share too, which keeps it while the model is trained."""
     weights = _stored_bytes(shape, job)
@@ -183,7 +172,7 @@ def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
         # The root's own weights and two layers, one at work and one on its way, with gradients.
         root = shape.parameters - shape.layers * shape.largest_layer
         gathered = 2 * (max(0, root) + 2 * shape.largest_layer) * shape.bytes_of_products
-    kinds = {
+    return {
         "process": _PROCESS if job.is_cpu else _CONTEXT,
         "weights": shard(weights, job),
         "gathered shards": gathered,
@@ -192,7 +181,6 @@ def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
         "trace": trace_bytes(job),
         "vLLM": int(job.vllm_share * (device_bytes or 0)) if job.engine == "vllm" else 0,
     }
-    return kinds
 
 
 def trace_bytes(job: Job) -> int:
@@ -208,20 +196,20 @@ def _rollout(
     """What a rollout of so many sequences takes on top."""
     if job.engine != "transformers":
         return {}
-    rows, _ = job.cache_shape(sequences)
+    rows, columns = job.cache_shape(sequences)
     waiting = job.prompts_of(rows) * job.prompt_tokens
     prefilled = min(_PREFILL_TOKENS, waiting)
     work = in_hand(shape, max(rows, prefilled))
-    kinds = {
-        "prepacked": prepacked_bytes(shape, job),
-        "prompts": (waiting + prefilled) * shape.cache_bytes,
-        "step": _STEP_LOGITS * 4 * rows * shape.vocabulary + work,
-    }
-    cache = cache_bytes(shape, job, sequences)
+    cache = rows * columns * shape.cache_bytes
     if not job.is_cpu and job.rollout_batch_tokens is None and device_bytes is not None:
         free = device_bytes - sum(held.values())
         cache = min(cache, max(int(_CACHE_SHARE * free), job.length * shape.cache_bytes))
-    return {"cache": cache} | kinds
+    return {
+        "cache": cache,
+        "prepacked": shape.packed * shape.bytes_of_weights if job.is_prepacked else 0,
+        "prompts": (waiting + prefilled) * shape.cache_bytes,
+        "step": _STEP_LOGITS * 4 * rows * shape.vocabulary + work,
+    }
 
 
 def _has_masks(job: Job) -> bool:

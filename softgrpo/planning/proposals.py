@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -46,17 +47,17 @@ def proposals(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> list
         device_bytes: Memory of the device.
     """
     before = _peak(shape, job, device_bytes)
+    changes = _changes(shape, adapted, job, device_bytes)
     found = []
-    for change in _CHANGES:
-        fields, other, changed = change(shape, adapted, job, device_bytes)
+    for fields, other, changed in changes:
         most = _peak(other, changed, device_bytes)
         if most < before:
             found.append(Proposal(fields, most, most <= USABLE * device_bytes))
     if any(proposal.fits for proposal in found):
         return [proposal for proposal in found if proposal.fits]
     names: list[str] = []
-    for change in _CHANGES:
-        fields, other, changed = change(shape, adapted, job, device_bytes)
+    for index in range(len(changes)):
+        fields, other, changed = _changes(shape, adapted, job, device_bytes)[index]
         most = _peak(other, changed, device_bytes)
         if most < before:
             before, shape, job = most, other, changed
@@ -103,43 +104,21 @@ def vllm_share(shape: Shape, job: Job, device_bytes: int) -> float | None:
     return share if share * device_bytes > needed else None
 
 
-# Changes, in the order in which one would try them: (shape, adapted, job, device's bytes) to what
-# they are called, the shape and the job with them.
-def _smaller_cache(
+def _changes(
     shape: Shape, adapted: Shape, job: Job, device_bytes: int
-) -> tuple[str, Shape, Job]:
-    if job.engine != "transformers":
-        return "", shape, job
-    tokens = rollout_budget(shape, job, device_bytes) or job.length
-    return f"rollout_batch_tokens: {tokens}", shape, replace(job, rollout_batch_tokens=tokens)
-
-
-def _smaller_passes(
-    shape: Shape, adapted: Shape, job: Job, device_bytes: int
-) -> tuple[str, Shape, Job]:
-    tokens = train_budget(shape, job, device_bytes) or job.length
-    return f"train_batch_tokens: {tokens}", shape, replace(job, train_batch_tokens=tokens)
-
-
-def _checkpointing(
-    shape: Shape, adapted: Shape, job: Job, device_bytes: int
-) -> tuple[str, Shape, Job]:
-    return "gradient_checkpointing: true", shape, replace(job, checkpointing="all")
-
-
-def _sharding(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> tuple[str, Shape, Job]:
+) -> list[tuple[str, Shape, Job]]:
+    """What one would try, in its order: how it is called, and the shape and the job with it."""
+    cache = rollout_budget(shape, job, device_bytes) or job.length
+    passes = train_budget(shape, job, device_bytes) or job.length
     sharded = replace(job, is_sharded=True, rollout_copy_bytes=shape.bytes_of_products)
-    return "FSDP2 (plan: --fsdp)", shape, sharded if job.processes > 1 else job
-
-
-def _adapters(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> tuple[str, Shape, Job]:
-    if shape.adapters:
-        return "", shape, job
     reference: Reference = "none" if job.reference == "none" else "adapter off"
-    return f"lora: {LORA}", adapted, replace(job, reference=reference)
-
-
-_CHANGES = (_smaller_cache, _smaller_passes, _checkpointing, _sharding, _adapters)
+    return [
+        (f"rollout_batch_tokens: {cache}", shape, replace(job, rollout_batch_tokens=cache)),
+        (f"train_batch_tokens: {passes}", shape, replace(job, train_batch_tokens=passes)),
+        ("gradient_checkpointing: true", shape, replace(job, checkpointing="all")),
+        ("FSDP2 (plan: --fsdp)", shape, sharded if job.processes > 1 else job),
+        (f"lora: {LORA}", adapted, replace(job, reference=reference)),
+    ]
 
 
 def _peak(shape: Shape, job: Job, device_bytes: int) -> int:
@@ -152,8 +131,5 @@ def _largest(low: int, high: int, is_within: Callable[[int], bool]) -> int | Non
         return None
     if is_within(high):
         return high
-    least = low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if is_within(middle) else (low, middle)
-    return max(least, low // _GRAIN * _GRAIN)
+    outside = bisect_left(range(low, high), True, key=lambda number: not is_within(number))
+    return max(low, (low + outside - 1) // _GRAIN * _GRAIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from softgrpo.planning.devices import Device
@@ -31,6 +32,28 @@ class Part:
     tokens: int
     flops: float
     seconds: float
+
+
+def parts(shape: Shape, job: Job, device: Device) -> dict[str, Part]:
+    """The parts that a run has, each once."""
+    found = {"rollout": rollout(shape, job, device, job.sequences)}
+    if job.replays:
+        found["log-densities"] = replay(shape, job, device)
+    found["update"] = update(shape, job, device)
+    if job.evaluations:
+        found["evaluation"] = rollout(shape, job, device, job.eval_sequences)
+    return found
+
+
+def total_seconds(job: Job, parts: Mapping[str, Part]) -> float:
+    """The whole run's, its evaluations among them."""
+    times = {
+        "rollout": job.rollouts,
+        "log-densities": job.rollouts * job.replays,
+        "update": job.updates,
+        "evaluation": job.evaluations,
+    }
+    return sum(times[name] * part.seconds for name, part in parts.items())
 
 
 def rollout(shape: Shape, job: Job, device: Device, sequences: int) -> Part:
@@ -98,19 +121,6 @@ def forward_flops(shape: Shape, context: float) -> float:
     """Of one token through the layers: two a weight, and attention to so many tokens."""
     attention = 4 * shape.layers * shape.heads * shape.head_dim * context
     return 2 * shape.multiplied + attention
-
-
-def total_seconds(
-    job: Job, of_rollout: Part, of_replays: float, of_update: Part, of_evaluation: Part | None
-) -> float:
-    """The whole run's, its evaluations among them."""
-    training = job.rollouts * (of_rollout.seconds + of_replays) + job.updates * of_update.seconds
-    return training + (of_evaluation.seconds * job.evaluations if of_evaluation else 0)
-
-
-def num_replays(job: Job) -> int:
-    """Passes without gradient that a rollout's sequences go through."""
-    return (job.reference != "none") + job.recomputes_old
 
 
 def checkpoint_bytes(shape: Shape, job: Job) -> int:

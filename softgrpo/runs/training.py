@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
+from softgrpo.checkpoints import most_kept
 from softgrpo.files import delete, locked, put_in_place
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
@@ -300,15 +300,7 @@ def _checkpoint_bytes(plan: Plan) -> int:
     0 where it cannot be told before the model is there (a hub id), or is little (LoRA).
     """
     weights = sum(path.stat().st_size for path in Path(plan.model).glob("*.safetensors"))
-    args = plan.args
-    if args.save_strategy == "no":
-        saves = 1
-    else:
-        steps = args.save_steps if args.save_steps >= 1 else args.save_steps * plan.num_steps
-        saves = math.ceil(plan.num_steps / max(steps, 1))
-    if args.save_total_limit:
-        saves = min(saves, args.save_total_limit + 1)  # the oldest goes after the newest is there
-    return 0 if plan.lora else weights * (1 + 3 * saves)
+    return 0 if plan.lora else weights * (1 + 3 * most_kept(plan.args, plan.num_steps))
 
 
 def _is_disk_full(error: BaseException, folder: Path) -> bool:

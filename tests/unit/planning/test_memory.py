@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.optim import AdamW
 
+from softgrpo.planning import memory as counted
 from softgrpo.planning.job import Job
 from softgrpo.planning.memory import (
     activation_bytes,
@@ -18,7 +20,10 @@ from softgrpo.planning.memory import (
     trained_bytes,
 )
 from softgrpo.planning.shapes import shape_of
+from softgrpo.replay import layouts
+from softgrpo.rollout import cache
 from softgrpo.rollout.cache import cache_size
+from softgrpo.rollout.prefill import Prefill
 from softgrpo.training.freezing import freeze_input_embedding
 from softgrpo.training.memory import gradient_bytes as real_gradient_bytes
 from softgrpo.training.memory import moment_bytes
@@ -48,6 +53,13 @@ def test_moments_and_gradients_are_the_optimizers(name, lora):
 def test_the_cache_has_the_engines_size(sequences, limit):
     job = replace(JOB, rollout_batch_size=16, rollout_batch_tokens=limit)
     assert job.cache_shape(sequences) == cache_size([job.length] * sequences, 16, limit)
+
+
+def test_what_is_known_of_replay_and_rollout_is_theirs():
+    defaults = [inspect.signature(f).parameters for f in (layouts.Blocks.of, Prefill)]
+    assert (layouts._LONG, defaults[0]["block"].default) == (counted._LONG, counted._BLOCK)
+    assert defaults[1]["max_tokens"].default == counted._PREFILL_TOKENS
+    assert counted._CACHE_SHARE == cache._CACHE_SHARE
 
 
 def test_shards_add_up():
