@@ -16,68 +16,42 @@ Engine = Literal["transformers", "vllm", "vllm-server"]
 class Job:
     """A run's numbers. Sequences and tokens are those of one process, where nothing else is said.
 
-    Attributes:
-        processes: GPUs, or processes on a CPU.
-        is_sharded: FSDP2; else several processes are DDP.
-        is_cpu: Whether it runs on processors.
-        updates: Optimizer steps of the run.
-        rollouts: Of the run.
-        sequences: Of a rollout.
-        group: Samples of a prompt.
-        micro_batch: Sequences of a backward pass, budget aside.
-        micro_batches: Backward passes of an update, budget aside.
-        prompt_tokens: Of the longest prompt.
-        common_tokens: What all prompts begin with.
-        completion_tokens: Most of a completion.
-        soft_share: Of the steps that are soft, 0 to 1.
-        columns: Ids that a step records, K.
-        noise_width: Numbers of noise that a step records beside them (``embedding_gaussian``).
-        shares_prompts: Packed rows in training.
-        train_batch_tokens: Most tokens of a pass; None: no limit.
-        checkpointing: Which passes are checkpointed: all, those of one sequence over the budget,
-            none.
-        reference: Log-densities of a reference: none, by a second model, or with adapters off.
-        recomputes_old: Whether the trainer computes the old log-densities anew.
-        engine: What makes the rollouts.
-        rollout_batch_size: Sequences decoded together.
-        rollout_batch_tokens: Positions of the cache; None: as many as they need.
-        rollout_copy_bytes: Bytes of a parameter of the copy that makes rollouts; 0: no copy.
-        is_prepacked: Whether a CPU lays its weights out for a rollout.
-        vllm_share: Of the device's memory, ``vllm_gpu_memory_utilization``.
-        eval_sequences: Of one evaluation, all of them in one process.
-        evaluations: How many of these the run makes.
-        checkpoints: How many lie on the disk at a time.
+    Tokens are counted at most: prompts as the longest, completions at their limit.
     """
 
-    processes: int = 1
-    is_sharded: bool = False
+    processes: int = 1  # GPUs, or processes on a CPU
+    is_sharded: bool = False  # FSDP2; else several processes are DDP
     is_cpu: bool = True
-    updates: int = 1
-    rollouts: int = 1
-    sequences: int = 8
-    group: int = 8
-    micro_batch: int = 8
-    micro_batches: int = 1
+    updates: int = 1  # optimizer steps of the run
+    rollouts: int = 1  # of the run
+
+    sequences: int = 8  # of a rollout
+    group: int = 8  # samples of a prompt
+    micro_batch: int = 8  # sequences of a backward pass, budget aside
+    micro_batches: int = 1  # backward passes of an update, budget aside
     prompt_tokens: int = 128
-    common_tokens: int = 0
+    common_tokens: int = 0  # what all prompts begin with
     completion_tokens: int = 256
-    soft_share: float = 1.0
-    columns: int = 5
-    noise_width: int = 0
-    shares_prompts: bool = True
-    train_batch_tokens: int | None = None
-    checkpointing: Checkpointing = "none"
-    reference: Reference = "none"
-    recomputes_old: bool = False
+    soft_share: float = 1.0  # of the steps that are soft, 0 to 1
+    columns: int = 5  # ids that a step records, K
+    noise_width: int = 0  # numbers of noise that it records beside them (embedding_gaussian)
+
+    shares_prompts: bool = True  # packed rows in training
+    train_batch_tokens: int | None = None  # most of a pass; None: no limit
+    checkpointing: Checkpointing = "none"  # of all passes, of a sequence over the budget, or none
+    reference: Reference = "none"  # its log-densities: by a second model, or with adapters off
+    recomputes_old: bool = False  # the trainer computes the old log-densities anew
+
     engine: Engine = "transformers"
-    rollout_batch_size: int = 128
-    rollout_batch_tokens: int | None = None
-    rollout_copy_bytes: int = 0
-    is_prepacked: bool = False
-    vllm_share: float = 0.3
-    eval_sequences: int = 0
-    evaluations: int = 0
-    checkpoints: int = 1
+    rollout_batch_size: int = 128  # sequences decoded together
+    rollout_batch_tokens: int | None = None  # positions of the cache; None: as many as they need
+    rollout_copy_bytes: int = 0  # of a parameter of the copy that makes rollouts; 0: no copy
+    is_prepacked: bool = False  # a CPU lays its weights out for a rollout
+    vllm_share: float = 0.3  # of the device's memory, vllm_gpu_memory_utilization
+
+    eval_sequences: int = 0  # of one evaluation, all of them in one process
+    evaluations: int = 0  # of the run
+    checkpoints: int = 1  # that lie on the disk at a time
 
     @property
     def length(self) -> int:

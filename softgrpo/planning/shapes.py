@@ -23,51 +23,31 @@ _LENGTHS = 64, 128
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's numbers. Counts are of parameters unless they say bytes.
+    """A model's numbers. Counts are of parameters unless they say bytes."""
 
-    Attributes:
-        parameters: All of the model, its adapters aside.
-        trained: Those that have a gradient: of the adapters with LoRA, else of all but a frozen
-            embedding.
-        adapters: LoRA's own.
-        multiplied: Those that every token is multiplied by: linear layers but the head, with
-            adapters.
-        head: The output head's weight.
-        packed: Those that a CPU lays out for a rollout: every linear layer, head and adapters too.
-        largest_layer: Of one decoder layer, which FSDP2 gathers at a time.
-        layers: Decoder layers.
-        hidden, vocabulary, heads, kv_heads, head_dim: The config's.
-        widest: Features of the widest product inside a layer, the MLP's.
-        bytes_of_weights: Bytes of a parameter as it is loaded.
-        bytes_of_adapters: Bytes of an adapter's.
-        bytes_of_products: Bytes of a number in which products are computed (autocast's).
-        is_cast: Whether autocast is on.
-        kept_bytes: What one token's layers keep for the backward pass, without checkpointing.
-        attended_bytes: Of these, queries, keys and values with the attention's result.
-        casts_bytes: What a pass keeps whatever its tokens: weights cast by autocast.
-    """
+    parameters: int  # all of the model, its adapters aside
+    trained: int  # with a gradient: the adapters with LoRA, else all but a frozen embedding
+    adapters: int  # LoRA's own
+    multiplied: int  # that every token is multiplied by: linear layers but the head, with adapters
+    head: int  # the output head's weight
+    packed: int  # that a CPU lays out for a rollout: linear layers, head and adapters too
+    largest_layer: int  # of one decoder layer, which FSDP2 gathers at a time
 
-    parameters: int
-    trained: int
-    adapters: int
-    multiplied: int
-    head: int
-    packed: int
-    largest_layer: int
     layers: int
     hidden: int
     vocabulary: int
     heads: int
     kv_heads: int
     head_dim: int
-    widest: int
-    bytes_of_weights: int
-    bytes_of_adapters: int
-    bytes_of_products: int
-    is_cast: bool
-    kept_bytes: int
-    attended_bytes: int
-    casts_bytes: int
+    widest: int  # features of the widest product inside a layer, the MLP's
+
+    bytes_of_weights: int  # of a parameter as it is loaded
+    bytes_of_adapters: int  # of an adapter's
+    bytes_of_products: int  # of a number in which products are computed (autocast's)
+    is_cast: bool  # whether autocast is on
+    kept_bytes: int  # what a token's layers keep for the backward pass, without checkpointing
+    attended_bytes: int  # of these, queries, keys and values with the attention's result
+    casts_bytes: int  # what a pass keeps whatever its tokens: weights cast by autocast
 
     @property
     def weight_bytes(self) -> int:
@@ -120,7 +100,6 @@ def shape_of(
             f"{' '.join(str(error).split())[:300]}"
         ) from error
     text = config.get_text_config()
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     head = model.get_output_embeddings().weight
     embedding = model.get_input_embeddings().weight
     adapters = {id(p): p for name, p in model.named_parameters() if "lora_" in name}
@@ -129,7 +108,7 @@ def shape_of(
     trained = {id(p): p for p in model.parameters() if p.requires_grad}
     if is_untied and not embeds_learn:
         trained.pop(id(embedding), None)
-    packed = _count(linear.weight for linear in linears)
+    packed = _count(linear.weight for linear in _linears(model))
     heads = text.num_attention_heads
     return Shape(
         parameters=_count(own.values()),
