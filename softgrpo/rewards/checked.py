@@ -112,7 +112,7 @@ class CheckedAsyncReward(_Checked):
             return self._values(await self.reward(**own), columns["completions"])
 
     def now(self, **columns: Any) -> list[float | None]:
-        """The same for whoever has no event loop."""
+        """As `CheckedReward.now`."""
         return asyncio.run(self(**columns))
 
 

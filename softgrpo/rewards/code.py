@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softgrpo.sandbox import CodeVerdict, Limits, judge_solution
+from softgrpo.sandbox import CodeVerdict, judge_solution
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*+)(?P<ticks>`{3,}+|~{3,}+)(?P<tag>[^\n`]*+)\n?")
 _FUTURE = re.compile(r"^from __future__ import (?:\([^()]*\)|[^(\n]*)\n", re.MULTILINE)
@@ -68,15 +68,12 @@ def mbpp_program(answer: str, names: Sequence[str]) -> str:
     return answer if block is None else block
 
 
-def verify_humaneval(
-    answer: str, gold: Mapping[str, Any], *, limits: Limits | None = None
-) -> CodeVerdict:
+def verify_humaneval(answer: str, gold: Mapping[str, Any]) -> CodeVerdict:
     """Whether an answer solves a HumanEval problem.
 
     Args:
         answer: What follows the thinking: see `extraction.answer_part`.
         gold: `prompt`, `test` and `entry_point`, as the data set has them.
-        limits: Of each of the two sandboxes.
 
     Raises:
         ValueError: The problem's tests cannot be run, whatever the solution.
@@ -91,25 +88,16 @@ def verify_humaneval(
         setup=gold["prompt"],
         tests=[f"{gold['test']}\ncheck({entry_point})"],
         names=[entry_point],
-        limits=limits,
     )
 
 
-def verify_mbpp(
-    answer: str, gold: Mapping[str, Any], *, limits: Limits | None = None
-) -> CodeVerdict:
-    """Whether an answer solves an MBPP problem.
+def verify_mbpp(answer: str, gold: Mapping[str, Any]) -> CodeVerdict:
+    """Whether an answer solves an MBPP problem; as `verify_humaneval`.
 
     Args:
-        answer: What follows the thinking: see `extraction.answer_part`.
+        answer: What follows the thinking.
         gold: `code`, `test_list` and `test_import`, as the sanitized data set has them. Of `code`
             only the names it defines are used.
-        limits: Of each of the two sandboxes.
-
-    Raises:
-        ValueError: The problem's tests cannot be run, whatever the solution.
-        SandboxUnavailable: This machine cannot sandbox it.
-        OSError: It has no memory, process or file left for it: the solution is not judged.
     """
     names = _tested_names(gold["code"], gold["test_list"])
     return judge_solution(
@@ -117,7 +105,6 @@ def verify_mbpp(
         setup="\n".join(gold["test_import"]),
         tests=gold["test_list"],
         names=names,
-        limits=limits,
     )
 
 
