@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from softgrpo.runs.comparing import file_stem
 from softgrpo.runs.errors import OptionError
 from softgrpo.runs.eval_folder import check_output
 from softgrpo.runs.eval_options import EvalOptions
-from softgrpo.runs.judging import Judge, make_judge
+from softgrpo.runs.judging import make_judge
 from softgrpo.runs.problems import LAB_TASK, load
 from softgrpo.runs.strict_yaml import load_yaml
 from softgrpo.runs.style import Style, read_style
@@ -72,16 +72,6 @@ class _Source(NamedTuple):
     origin: dict[str, Any]
 
 
-class _Posed(NamedTuple):
-    """A task to which only the tokens of its prompts are missing."""
-
-    name: str
-    problems: list[Problem]
-    put: Callable[[Problem], Any]
-    judge: Judge
-    settings: dict[str, Any]
-
-
 def plan_evaluation(options: EvalOptions) -> EvalPlan:
     """Check options against the problems and the model's tokenizer.
 
@@ -91,14 +81,14 @@ def plan_evaluation(options: EvalOptions) -> EvalPlan:
     style = read_style(options.model, options.thinking)
     if options.plain:
         style = replace(style, chat=False)
-    posed = [_pose(source, options, style) for source in _sources(options, style)]
+    sources = _sources(options, style)
     model = file_stem(options.model.rstrip("/").rpartition("/")[2])
     output = Path(options.output or f"results/{model}-{options.preset or style.thinking.policy}")
     check_output(output)
     where = options.trust_remote_code, options.revision, options.subfolder
     tokenizer = load_tokenizer(options.model, *where)
     Markers(style.thinking.think_end, tokenizer)
-    tasks = [_plan(item, options, style, tokenizer) for item in posed]
+    tasks = [_plan(source, options, style, tokenizer) for source in sources]
     longest = _check_context(tasks, context_length(options.model, *where))
     return EvalPlan(tasks, output, tokenizer, longest)
 
@@ -152,8 +142,12 @@ def _load_task(source: str, options: EvalOptions) -> list[Problem]:
     return load_problems(source, split="eval", num_problems=count, seed=options.seed, options=given)
 
 
-def _pose(source: _Source, options: EvalOptions, style: Style) -> _Posed:
-    """Try how the problems are judged, and choose among them."""
+def _plan(source: _Source, options: EvalOptions, style: Style, tokenizer: Any) -> PlannedTask:
+    """Try how the problems are judged, choose among them, and put them to the model."""
+    if style.chat and not tokenizer.chat_template:
+        raise ValueError(
+            "the model's tokenizer has no chat template; --plain puts the prompts as plain text"
+        )
     prompt, verifier = source.prompt, options.verifier or source.verifier
     if options.system_prompt is not None:
         prompt = replace(prompt, system=options.system_prompt)
@@ -175,26 +169,19 @@ def _pose(source: _Source, options: EvalOptions, style: Style) -> _Posed:
         "chat": style.chat,
         "verifier": verifier,
     }
-    return _Posed(source.name, _selected(source.problems, options), put, judge, settings)
-
-
-def _plan(posed: _Posed, options: EvalOptions, style: Style, tokenizer: Any) -> PlannedTask:
-    if style.chat and not tokenizer.chat_template:
-        raise ValueError(
-            "the model's tokenizer has no chat template; --plain puts the prompts as plain text"
-        )
-    prompts = [posed.put(problem) for problem in posed.problems]
+    problems = _selected(source.problems, options)
+    prompt_ids = tokenize_prompts(tokenizer, list(map(put, problems)), style.template_options)
     sampling = Sampling(
-        problems=posed.problems,
-        prompt_ids=tokenize_prompts(tokenizer, prompts, style.template_options),
+        problems=problems,
+        prompt_ids=prompt_ids,
         thinking=style.thinking,
         num_samples=options.samples,
         max_new_tokens=options.max_new_tokens or style.max_new_tokens or _MAX_NEW_TOKENS,
         seed=options.seed,
-        judge=posed.judge,
+        judge=judge,
         batch_size=_PARTS * options.batch_size,
     )
-    return PlannedTask(posed.name, sampling, posed.settings)
+    return PlannedTask(source.name, sampling, settings)
 
 
 def _selected(problems: list[Problem], options: EvalOptions) -> list[Problem]:

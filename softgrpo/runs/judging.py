@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from softgrpo.rewards import (
-    VERIFIERS,
-    CheckedAsyncReward,
-    CheckedReward,
-    Judgement,
-    judge,
-    load_reward,
-)
+from softgrpo.rewards import VERIFIERS, Judgement, judge, load_reward
 from softgrpo.sandbox import SandboxUnavailable, run_python
 from softgrpo.tasks import Problem, reward_columns
 
@@ -46,28 +38,18 @@ def make_judge(
         except SandboxUnavailable as error:
             raise ValueError(f"{spec}: programs cannot be run safely here: {error}") from error
     if spec in VERIFIERS:
-        return partial(_by_verifier, spec, tuple(think_end))
-    return partial(_by_reward, reward, threshold, put)
+        return lambda problem, text: judge(spec, text, problem.answer, think_end)
+
+    def by_reward(problem: Problem, text: str) -> Judgement:
+        prompt = put(problem)
+        columns = {name: [value] for name, value in reward_columns(problem).items()}
+        completion = as_completion(text, is_chat=not isinstance(prompt, str))
+        [value] = reward.now(prompts=[prompt], completions=[completion], **columns)
+        return Judgement(value is not None and value > threshold, None)
+
+    return by_reward
 
 
 def as_completion(text: str, is_chat: bool) -> Any:
     """A completion as TRL gives it to rewards: messages where the prompt is, and else text."""
     return [{"role": "assistant", "content": text}] if is_chat else text
-
-
-def _by_verifier(name: str, think_end: Sequence[str], problem: Problem, text: str) -> Judgement:
-    return judge(name, text, problem.answer, think_end)
-
-
-def _by_reward(
-    reward: CheckedReward | CheckedAsyncReward,
-    threshold: float,
-    put: Callable[[Problem], Any],
-    problem: Problem,
-    text: str,
-) -> Judgement:
-    prompt = put(problem)
-    columns = {name: [value] for name, value in reward_columns(problem).items()}
-    completion = as_completion(text, is_chat=not isinstance(prompt, str))
-    [value] = reward.now(prompts=[prompt], completions=[completion], **columns)
-    return Judgement(value is not None and value > threshold, None)

@@ -36,8 +36,8 @@ def try_rewards(
     columns |= {
         "completion_ids": [tokenizer(text, add_special_tokens=False)["input_ids"]],
         "trainer_state": TrainerState(),
-        "log_extra": _ignore,
-        "log_metric": _ignore,
+        "log_extra": lambda name, value: None,
+        "log_metric": lambda name, value: None,
     }
     for reward in rewards:
         call = partial(reward.now, prompts=[row["prompt"]], completions=[completion], **columns)
@@ -67,7 +67,3 @@ def _try(call: Callable[[], object], completion: Any, columns: Iterable[str]) ->
 
 def _right_answer(answer: str, think_end: Sequence[str]) -> str:
     return f"{think_end[0] if think_end else ''}{answer}"
-
-
-def _ignore(name: str, value: Any) -> None:
-    """In the place of what logs for rewards."""
