@@ -138,15 +138,7 @@ def job_of(
     *,
     is_cpu: bool,
 ) -> Job:
-    """The job of a recipe in each of several processes.
-
-    Args:
-        config, args, values: As ``read_recipe`` gives them, for one process.
-        model_config: transformers' of the model.
-        prompts: The recipe's.
-        options: ``gpus`` and ``fsdp``.
-        is_cpu: Whether it runs on processors.
-    """
+    """The job of a recipe, as ``read_recipe`` gives it for one process, in each of several."""
     processes = options.gpus
     steps = int(args.steps_per_generation or 1)
     if values.get("generation_batch_size"):  # of all processes together
@@ -159,13 +151,14 @@ def job_of(
     share = (thinking.max_think_tokens or _THINKING_SHARE * tokens) / tokens if is_soft else 0.0
     dtype, autocast = getattr(torch, config.dtype), _autocast(args)
     device = torch.device("cpu" if is_cpu else "cuda")
+    text_config = model_config.get_text_config()
     copy = None
     if args.engine == "transformers":
         copy = rollout_dtype(args.rollout_dtype, dtype, autocast, device, options.fsdp)
     sequences = args.per_device_train_batch_size * steps
     shares = args.share_prompts
     if shares is None:
-        shares = is_cpu and not narrow_layers(model_config.get_text_config())
+        shares = is_cpu and not narrow_layers(text_config)
     every = steps * args.num_iterations
     reference: Reference = "model" if config.lora is None else "adapter off"
     checkpointing: Checkpointing = "all" if args.gradient_checkpointing else "none"
@@ -187,11 +180,7 @@ def job_of(
         completion_tokens=tokens,
         soft_share=min(1.0, share),
         columns=int(thinking.top_k or 1) if is_soft else 1,
-        noise_width=(
-            model_config.get_text_config().hidden_size
-            if thinking.policy == "embedding_gaussian"
-            else 0
-        ),
+        noise_width=text_config.hidden_size * (thinking.policy == "embedding_gaussian"),
         shares_prompts=shares,
         train_batch_tokens=args.train_batch_tokens,
         checkpointing=checkpointing,

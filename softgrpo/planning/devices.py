@@ -7,25 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """What a device can do.
+    """What a device can do."""
 
-    Attributes:
-        memory: Bytes.
-        half_flops: FLOP/s of dense bfloat16 products.
-        single_flops: FLOP/s of float32 products, without TF32.
-        bandwidth: Bytes/s of its memory.
-        training_share: What products and memory traffic alone would take of a pass's time.
-        decoding_share: The same of a decoding step's, its calls aside.
-        layer_seconds: What a layer of a decoding step takes beside its products: host, launches.
-    """
-
-    memory: float
-    half_flops: float
-    single_flops: float
-    bandwidth: float
-    training_share: float = 0.4
-    decoding_share: float = 0.5
-    layer_seconds: float = 0.9e-3
+    memory: float  # bytes
+    half_flops: float  # FLOP/s of dense bfloat16 products
+    single_flops: float  # FLOP/s of float32 products, without TF32
+    bandwidth: float  # bytes/s of its memory
+    training_share: float = 0.4  # of a pass's time, what products and memory traffic alone take
+    decoding_share: float = 0.5  # the same of a decoding step's, its calls aside
+    layer_seconds: float = 0.9e-3  # of a layer of a decoding step beside products: host, launches
 
 
 GIB, TERA = 2**30, 1e12

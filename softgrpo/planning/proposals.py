@@ -19,17 +19,11 @@ _GRAIN = 64
 
 @dataclass(frozen=True)
 class Proposal:
-    """Fields with which the run holds less.
+    """Fields with which the run holds less."""
 
-    Attributes:
-        fields: As a recipe or the command line has them.
-        peak: Bytes of a process.
-        fits: Whether that is within the device.
-    """
-
-    fields: str
-    peak: int
-    fits: bool
+    fields: str  # as a recipe or the command line has them
+    peak: int  # bytes of a process
+    fits: bool  # whether that is within the device
 
 
 def fits(shape: Shape, job: Job, device_bytes: int) -> bool:
@@ -40,11 +34,7 @@ def fits(shape: Shape, job: Job, device_bytes: int) -> bool:
 def proposals(shape: Shape, adapted: Shape, job: Job, device_bytes: int) -> list[Proposal]:
     """What would help a run that does not fit, one change at a time, then all of them together.
 
-    Args:
-        shape: The model's, as the run trains it.
-        adapted: The same with LoRA.
-        job: The run's.
-        device_bytes: Memory of the device.
+    ``adapted`` is the model's shape with LoRA.
     """
     before = _peak(shape, job, device_bytes)
     changes = _changes(shape, adapted, job, device_bytes)

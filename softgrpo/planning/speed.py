@@ -21,16 +21,10 @@ _ADAM_PASSAGES = 7
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run, of one process.
+    """A part of a run, of one process."""
 
-    Attributes:
-        tokens: That it computes.
-        flops: Of its products.
-        seconds: An estimate.
-    """
-
-    tokens: int
-    flops: float
+    tokens: int  # that it computes
+    flops: float  # of its products
     seconds: float
 
 
