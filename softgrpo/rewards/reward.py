@@ -134,13 +134,7 @@ class Reward:
         answer: Sequence[str],
         **columns: Any,
     ) -> list[float | None]:
-        """One reward each.
-
-        Args:
-            prompts: Not used.
-            completions: Text, or chat messages.
-            answer: The gold answers, a column of the data set.
-            columns: The data set's other columns and what else TRL passes; not used.
+        """One reward each; of the data set's columns the gold answers, `answer`, are read.
 
         Returns:
             1.0 or 0.0; 0.0 where the thinking was never closed; None where the gold answer is not
