@@ -31,9 +31,11 @@ def run(options: argparse.Namespace) -> int:
     problem = Problem("prompt", options.prompt, "")
     is_chat = style.chat and not options.plain and bool(tokenizer.chat_template)
     prompt = style.prompt.messages(problem) if is_chat else style.prompt.text(problem)
-    stream = (
-        Client(options.server).stream if options.server else _load_engine(options, tokenizer).stream
-    )
+    if options.server:
+        stream = Client(options.server).stream
+    else:
+        model = load_weights(options.model, trust_remote_code=options.trust_remote_code)
+        stream = TransformersEngine(model.to(default_device()), tokenizer).stream
     prompt_ids = tokenize_prompts(tokenizer, [prompt])[0]
     most = options.max_new_tokens
     if most is None:
@@ -81,11 +83,6 @@ def _warn_of_no_end(
             "--max-new-tokens, or end it by --max-think-tokens",
             file=sys.stderr,
         )
-
-
-def _load_engine(options: argparse.Namespace, tokenizer: Any) -> TransformersEngine:
-    model = load_weights(options.model, trust_remote_code=options.trust_remote_code)
-    return TransformersEngine(model.to(default_device()), tokenizer)
 
 
 def printable(text: str) -> str:
