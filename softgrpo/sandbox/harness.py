@@ -155,10 +155,10 @@ def serve(source: str, requests_fd: int, replies_fd: int) -> None:
 class Solution:
     """The tests' view of the solution's process."""
 
-    def __init__(self, requests_fd: int, replies_fd: int, judge: Judge) -> None:
+    def __init__(self, requests_fd: int, replies_fd: int, end: Callable[..., Any]) -> None:
         self._requests = os.fdopen(requests_fd, "wb")
         self._replies = os.fdopen(replies_fd, "rb")
-        self._judge = judge
+        self._end = end
 
     def request(self, what: str, target: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Has the solution's process do something; returns or raises what it did."""
@@ -173,7 +173,7 @@ class Solution:
             self._requests.write(json.dumps(message).encode() + b"\n")
             self._requests.flush()
         except BrokenPipeError:
-            self._judge.end(False, "the solution's process ended")
+            self._end(False, "the solution's process ended")
         return self.reply()
 
     def reply(self) -> Any:
@@ -181,9 +181,7 @@ class Solution:
         line = self._replies.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
             too_long = len(line) == _MAX_LINE
-            self._judge.end(
-                False, "a reply is too long" if too_long else "the solution's process ended"
-            )
+            self._end(False, "a reply is too long" if too_long else "the solution's process ended")
         try:
             kind, *content = json.loads(line)
             if kind == "value":
@@ -191,7 +189,7 @@ class Solution:
                 return decode(data, lambda number: Remote(int(number), self))
             name, text = map(str, content)
         except Exception as error:
-            self._judge.end(False, f"a reply cannot be read: {type(error).__name__}")
+            self._end(False, f"a reply cannot be read: {type(error).__name__}")
         known = getattr(builtins, name, None)
         raised: Exception = RuntimeError(f"{name}: {text}")
         # StopIteration would end a map() over the solution as if all had gone well.
@@ -207,23 +205,18 @@ class Solution:
         return lambda *args, **kwargs: self.request("call", name, args, kwargs)
 
 
-class Judge:
-    """Gives the one verdict, on standard output."""
+def give_verdict(token: str, passed: bool | None, reason: str) -> Any:
+    """Gives the one verdict, on standard output, and ends the process, so that nothing follows it.
 
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def end(self, passed: bool | None, reason: str) -> Any:
-        """Gives the verdict and ends the process, so that nothing can follow it.
-
-        Args:
-            passed: None where the tests cannot be run whatever the solution is.
-            reason: Becomes one line.
-        """
-        # In one piece, past whatever the tests printed and did to the standard library.
-        line = json.dumps([self._token, passed, " ".join(reason.split())[:_MAX_REASON]])
-        os.write(1, f"\n{line}\n".encode())
-        os._exit(0)
+    Args:
+        token: Marks the verdict.
+        passed: None where the tests cannot be run whatever the solution is.
+        reason: Becomes one line.
+    """
+    # In one piece, past whatever the tests printed and did to the standard library.
+    line = json.dumps([token, passed, " ".join(reason.split())[:_MAX_REASON]])
+    os.write(1, f"\n{line}\n".encode())
+    os._exit(0)
 
 
 def try_solution(
@@ -244,8 +237,8 @@ def try_solution(
         requests_fd: Where calls go to.
         replies_fd: Where replies come from.
     """
-    judge = Judge(token)
-    solution = Solution(requests_fd, replies_fd, judge)
+    end = partial(give_verdict, token)
+    solution = Solution(requests_fd, replies_fd, end)
     module = type(sys)("tests")
     sys.modules["tests"] = module
     sources = {f"<test {index}>": test for index, test in enumerate(tests)}
@@ -255,7 +248,7 @@ def try_solution(
             compile(test, name, "exec", dont_inherit=True) for name, test in sources.items()
         ]
     except Exception as error:
-        judge.end(None, f"{type(error).__name__}: {error}")
+        end(None, f"{type(error).__name__}: {error}")
     module.__dict__.update({name: solution.function(name) for name in names})
     try:
         solution.reply()
@@ -263,8 +256,8 @@ def try_solution(
             exec(code, module.__dict__)
     except BaseException as error:
         what = f"{type(error).__name__} {_place(error, sources)}"
-        judge.end(False, f"{what}: {error}" if str(error) else what)
-    judge.end(True, "all tests passed")
+        end(False, f"{what}: {error}" if str(error) else what)
+    end(True, "all tests passed")
 
 
 def _place(error: BaseException, sources: dict[str, str]) -> str:

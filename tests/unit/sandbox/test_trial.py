@@ -183,10 +183,10 @@ def f(x): return 1
 """,
     "a hunt for the judge": """
 import gc, sys
-found = [x for x in gc.get_objects() if "Judge" in repr(type(x)) or "token" in repr(x)[:9999]]
+found = [x for x in gc.get_objects() if "verdict" in repr(x)[:9999] or "token" in repr(x)[:9999]]
 for module in list(sys.modules.values()):
-    for judge in (getattr(module, "Judge", None),):
-        if judge: judge("").end(True, "all tests passed")
+    judge = getattr(module, "give_verdict", None)
+    if judge: judge("", True, "all tests passed")
 def f(x): return 1
 """,
     "a trace function": """
