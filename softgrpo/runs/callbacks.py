@@ -76,20 +76,16 @@ class SampleKeeper(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        rollouts = self.generate()
+        rollouts, problems = self.generate(), self.sampling.problems
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{state.global_step}"
         with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-            for index, rollout in enumerate(rollouts):
-                problem, record = (
-                    self.sampling.problems[index],
-                    self.sampling.to_record(index, rollout),
-                )
-                shown = {"question": problem.question, "gold": problem.answer, **asdict(record)}
+            for index, (problem, rollout) in enumerate(zip(problems, rollouts, strict=True)):
+                record = asdict(self.sampling.to_record(index, rollout))
+                shown = {"question": problem.question, "gold": problem.answer, **record}
                 file.write(json.dumps(shown) + "\n")
-        SoftTrace.cat([rollout.trace for rollout in rollouts]).save(
-            path.with_suffix(".safetensors")
-        )
+        trace = SoftTrace.cat([rollout.trace for rollout in rollouts])
+        trace.save(path.with_suffix(".safetensors"))
 
 
 class Interrupt(TrainerCallback):

@@ -95,14 +95,7 @@ def load_runs(places: Sequence[str | Path], display: Display) -> list[Run]:
 
 
 def render(runs: Sequence[Run], ks: Sequence[int], style: Format, paper_model: str | None) -> str:
-    """The whole comparison.
-
-    Args:
-        runs: In the order of their rows.
-        ks: For pass@k, first-k and maj@k, ascending.
-        style: ``text``, ``markdown``, ``latex``, ``csv`` or ``json``.
-        paper_model: Whose rows of the paper stand beside; None: each run's own model's.
-    """
+    """The whole comparison, of runs in the order of their rows and of ascending ks."""
     tasks = list(dict.fromkeys(run.task for run in runs))
     by_name: dict[str, list[Run]] = {}
     for item in runs:

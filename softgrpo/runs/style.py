@@ -16,23 +16,15 @@ from softgrpo.values import check
 
 @dataclass(frozen=True)
 class Style:
-    """How a model thinks and is prompted.
-
-    Attributes:
-        thinking: Policy, sampling and markers.
-        prompt: What stands around a question.
-        chat: Whether prompts go through the chat template.
-        run: The recipe of the run that the model comes from; None for other models.
-        max_new_tokens: The run's limit; None for other models.
-        template_options: More variables for the run's chat template.
-    """
+    """How a model thinks and is prompted."""
 
     thinking: ThinkingConfig
     prompt: PromptFormat
-    chat: bool = True
+    chat: bool = True  # whether prompts go through the chat template
+    # What else the run says that the model comes from; None for other models.
     run: RunConfig | None = None
     max_new_tokens: int | None = None
-    template_options: Mapping[str, Any] | None = None
+    template_options: Mapping[str, Any] | None = None  # variables for the chat template
 
 
 def read_style(model: str, given: Mapping[str, Any]) -> Style:

@@ -26,17 +26,11 @@ _PROGRAM = (
 
 
 class Benchmark(NamedTuple):
-    """Where a benchmark's problems come from, and how they are put and judged.
+    """Where a benchmark's problems come from, and how they are put and judged."""
 
-    Attributes:
-        hub: Repository:configuration:split:revision on the Hugging Face hub.
-        template: The user's message, with {question} in it.
-        verifier: A key of softgrpo.rewards.VERIFIERS.
-    """
-
-    hub: str
-    template: str = BOXED
-    verifier: str = "math_verify"
+    hub: str  # repository:configuration:split:revision on the Hugging Face hub
+    template: str = BOXED  # the user's message, with {question} in it
+    verifier: str = "math_verify"  # a key of softgrpo.rewards.VERIFIERS
 
 
 # Revisions: the heads of these repositories when they were looked up, none of them loaded here.
