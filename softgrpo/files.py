@@ -38,6 +38,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def cache_folder() -> Path:
+    """Where what is made once for all runs is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softgrpo"
+
+
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder, but for its lock and what is half written; nothing where is none."""
     if not folder.is_dir():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 from softgrpo.checkpoints import complete_checkpoints
-from softgrpo.files import read_json, require_regular
+from softgrpo.files import cache_folder, read_json, require_regular
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -127,18 +126,22 @@ def load_tokenizer(
     return tokenizer
 
 
-def context_length(
+def load_config(
     source: str, trust_remote_code: bool = False, revision: str | None = None, subfolder: str = ""
-) -> int | None:
-    """Tokens that the model takes at most, by its config alone; None where it names no limit."""
+) -> Any:
+    """transformers' config of the model alone."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
-        resolve_model(source),
-        trust_remote_code=trust_remote_code,
-        revision=revision or "main",
-        subfolder=subfolder,
-    )
+    place, where = resolve_model(source), {"revision": revision or "main", "subfolder": subfolder}
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model {source!r}: its config cannot be read: {reason}") from error
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that a model with such a config takes at most; None where it names no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -201,15 +204,10 @@ def _package_model(name: str) -> Path:
             f"model 'package:{name}': {folder} holds {len(files)} .gguf files, not one"
         )
     version = importlib.metadata.version(name)
-    cache = _cache_folder() / f"{name}-{version}-{files[0].stem}"
+    cache = cache_folder() / "models" / f"{name}-{version}-{files[0].stem}"
     if not cache.exists():
         _convert(files[0], cache)
     return cache
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "softgrpo" / "models"
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -11,7 +11,13 @@ from typing import Any
 
 from softgrpo.cli.fields import given_thinking
 from softgrpo.evaluation import tokenize_prompts
-from softgrpo.models import context_length, default_device, load_tokenizer, load_weights
+from softgrpo.models import (
+    context_length,
+    default_device,
+    load_config,
+    load_tokenizer,
+    load_weights,
+)
 from softgrpo.rollout import StreamedStep, TransformersEngine
 from softgrpo.rollout.vllm_client import Client
 from softgrpo.runs.style import read_style
@@ -39,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     prompt_ids = tokenize_prompts(tokenizer, [prompt])[0]
     most = options.max_new_tokens
     if most is None:
-        context = context_length(options.model, options.trust_remote_code)
+        context = context_length(load_config(options.model, options.trust_remote_code))
         most = _default_length(style.max_new_tokens, len(prompt_ids), context)
     steps = stream(prompt_ids, thinking, max_new_tokens=most, seed=options.seed)
     if options.json:

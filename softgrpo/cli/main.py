@@ -245,13 +245,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from softgrpo.planning.devices import DEVICES
+
     parser.usage = "softgrpo plan [RECIPE] [--field value ...] [options]"
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, as of train")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one each (1)")
     parser.add_argument(
-        "--device",
-        choices=["h100", "a100-80", "a100-40", "l40s", "4090", "cpu"],
-        help="(cpu where the recipe says use_cpu, else h100)",
+        "--device", choices=list(DEVICES), help="(cpu where the recipe says use_cpu, else h100)"
     )
     parser.add_argument("--memory", type=float, metavar="GIB", help="of each (the device's)")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 shards the model; else DDP")

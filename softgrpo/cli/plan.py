@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 
 from softgrpo.checkpoints import most_kept
 from softgrpo.evaluation import tokenize_prompts
-from softgrpo.files import read_json, write_json
+from softgrpo.files import cache_folder, read_json, write_json
 from softgrpo.modeling.attention import narrow_layers
-from softgrpo.models import load_tokenizer, resolve_model
+from softgrpo.models import default_device, load_config, load_tokenizer, resolve_model
 from softgrpo.planning import calibrate, proposals, speed
 from softgrpo.planning.devices import DEVICES, GIB, Device
 from softgrpo.planning.job import Checkpointing, Job, Reference
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     device_bytes = int(options.memory * GIB if options.memory else device.memory / sharing)
     _check_processes(config, args, options)
     place = resolve_model(str(config.model))
-    model_config = _read_config(place, args)
+    model_config = load_config(place, args.trust_remote_code)
     prompts = _prompts(config, args, place, options.prompt_tokens)
     shape, adapted = _shapes(config, args, model_config)
     job = job_of(config, args, values, model_config, prompts, options, is_cpu=name == "cpu")
@@ -223,16 +223,6 @@ def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.
 
 
 # What is read -------------------------------------------------------------------------------------
-def _read_config(place: str, args: SofTGRPOConfig) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=args.trust_remote_code)
-    except Exception as error:  # whatever a broken file makes of the library that reads it
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model={place}: its config cannot be read: {reason}") from error
-
-
 def _prompts(config: RunConfig, args: SofTGRPOConfig, place: str, given: int | None) -> Prompts:
     """The recipe's own prompts, tokenized; or as many as it names, of a given length."""
     if given is not None:
@@ -257,18 +247,14 @@ def _shapes(config: RunConfig, args: SofTGRPOConfig, model_config: Any) -> tuple
     learns = args.policy == "discrete"
     dtype, autocast = getattr(torch, config.dtype), _autocast(args)
 
-    def shape(lora: Any) -> Shape:
+    def shape(of: RunConfig) -> Shape:
+        lora = lora_config(of)
         return shape_of(
             model_config, dtype=dtype, autocast=autocast, lora=lora, embeds_learn=learns
         )
 
-    own = shape(lora_config(config))
-    if config.lora is not None:
-        return own, own
-    from peft import LoraConfig
-
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
-    return own, shape(lora)
+    own = shape(config)
+    return own, own if config.lora is not None else shape(replace(config, lora=proposals.LORA))
 
 
 def _autocast(args: SofTGRPOConfig) -> torch.dtype | None:
@@ -279,9 +265,8 @@ def _autocast(args: SofTGRPOConfig) -> torch.dtype | None:
 
 # Calibration --------------------------------------------------------------------------------------
 def _calibrate() -> None:
-    here = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    here = default_device()
     file = _calibrated(here.type)
-    file.parent.mkdir(parents=True, exist_ok=True)
     measured = calibrate.measure(here)
     write_json(file, asdict(measured))
     print(
@@ -293,9 +278,8 @@ def _calibrate() -> None:
 
 def _calibrated(kind: str) -> Path:
     """This machine's numbers; on a CPU those of so many threads."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softgrpo"
     name = f"cpu-{torch.get_num_threads()}" if kind == "cpu" else kind
-    return root / f"device-{name}.json"
+    return cache_folder() / f"device-{name}.json"
 
 
 def _device(name: str) -> tuple[Device, str]:
@@ -308,8 +292,8 @@ def _device(name: str) -> tuple[Device, str]:
             if not isinstance(values, dict) or set(values) != {f.name for f in fields(Device)}:
                 raise ValueError(f"{file}: holds no measurements; make them: plan --calibrate")
             return Device(**values), f"measured, {file}"
-        guess = asdict(DEVICES["cpu"]) | {"memory": memory_bytes}
-        return Device(**guess), "guessed; measure them: softgrpo plan --calibrate"
+        guess = replace(DEVICES["cpu"], memory=memory_bytes)
+        return guess, "guessed; measure them: softgrpo plan --calibrate"
     return DEVICES[name], "the maker's peaks, and guessed shares of them"
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from softgrpo.evaluation import Sampling, tokenize_prompts
 from softgrpo.files import read_text
-from softgrpo.models import context_length, load_tokenizer
+from softgrpo.models import context_length, load_config, load_tokenizer
 from softgrpo.runs.comparing import file_stem
 from softgrpo.runs.errors import OptionError
 from softgrpo.runs.eval_folder import check_output
@@ -32,34 +32,21 @@ _MAX_NEW_TOKENS = 2048
 
 
 class PlannedTask(NamedTuple):
-    """One file of records to be made.
+    """One file of records to be made."""
 
-    Attributes:
-        name: As in tables.
-        sampling: What to sample.
-        settings: What the records depend on besides.
-    """
-
-    name: str
+    name: str  # as in tables
     sampling: Sampling
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # what the records depend on besides
 
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """What an evaluation will do.
+    """What an evaluation will do."""
 
-    Attributes:
-        tasks: In their order.
-        output: The folder of their records.
-        tokenizer: The model's.
-        longest: Most tokens of a prompt and its sample.
-    """
-
-    tasks: list[PlannedTask]
-    output: Path
+    tasks: list[PlannedTask]  # in their order
+    output: Path  # the folder of their records
     tokenizer: Any
-    longest: int
+    longest: int  # most tokens of a prompt and its sample
 
 
 class _Source(NamedTuple):
@@ -89,7 +76,7 @@ def plan_evaluation(options: EvalOptions) -> EvalPlan:
     tokenizer = load_tokenizer(options.model, *where)
     Markers(style.thinking.think_end, tokenizer)
     tasks = [_plan(source, options, style, tokenizer) for source in sources]
-    longest = _check_context(tasks, context_length(options.model, *where))
+    longest = _check_context(tasks, context_length(load_config(options.model, *where)))
     return EvalPlan(tasks, output, tokenizer, longest)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from softgrpo.cli.generate import printable, stream_text, thought_line
 from softgrpo.cli.main import main
-from softgrpo.models import context_length
+from softgrpo.models import context_length, load_config
 from softgrpo.rollout import StreamedStep
 from tests.helpers import save_tiny_model, word_tokenizer
 
@@ -74,7 +74,7 @@ def test_the_text_ends_it_and_an_endless_thought_is_said(model, capsys, more):
 
 
 def test_the_context_bounds_a_length_that_nobody_asked_for(model, capsys):
-    context = context_length(model)
+    context = context_length(load_config(model))
     command = ["generate", model, "a b", "--json", "--think-end", "</t>", "--seed", "3"]
     assert context is not None and context < 256
     assert main(command) == 0
