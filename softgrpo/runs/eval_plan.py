@@ -74,8 +74,8 @@ def plan_evaluation(options: EvalOptions) -> EvalPlan:
     check_output(output)
     where = options.trust_remote_code, options.revision, options.subfolder
     tokenizer = load_tokenizer(options.model, *where)
-    Markers(style.thinking.think_end, tokenizer)
     tasks = [_plan(source, options, style, tokenizer) for source in sources]
+    Markers(style.thinking.think_end, tokenizer)
     longest = _check_context(tasks, context_length(load_config(options.model, *where)))
     return EvalPlan(tasks, output, tokenizer, longest)
 
@@ -157,10 +157,9 @@ def _plan(source: _Source, options: EvalOptions, style: Style, tokenizer: Any) -
         "verifier": verifier,
     }
     problems = _selected(source.problems, options)
-    prompt_ids = tokenize_prompts(tokenizer, list(map(put, problems)), style.template_options)
     sampling = Sampling(
         problems=problems,
-        prompt_ids=prompt_ids,
+        prompt_ids=tokenize_prompts(tokenizer, list(map(put, problems)), style.template_options),
         thinking=style.thinking,
         num_samples=options.samples,
         max_new_tokens=options.max_new_tokens or style.max_new_tokens or _MAX_NEW_TOKENS,

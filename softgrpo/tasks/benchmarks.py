@@ -6,6 +6,7 @@ pinned revision. Not their verifiers: those are in `softgrpo.rewards`, named her
 
 from __future__ import annotations
 
+import difflib
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -65,7 +66,11 @@ def load_benchmark(name: str, *, data: str | None = None, seed: int = 0) -> list
         ValueError: Unknown name, no such file, no hub, or rows that are not the benchmark's.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"benchmarks: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"benchmarks: no benchmark {name!r}{hint}; there are {', '.join(BENCHMARKS)}"
+        )
     rows = _hub(name) if data is None else read_file(str(Path(data) / f"{name}.jsonl"))
     return _to_problems(rows, name, seed)
 
