@@ -50,12 +50,11 @@ class OutputHead:
         """[N, V] logits from hidden [N, D]; in the product's dtype, unless scaled or capped."""
         return self.finish(F.linear(hidden, self.weight, self.bias))
 
-    def logits_at(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """[N, K] logits of the columns ids [N, K]; float32 at least, whatever autocast says."""
-        return self.columns(hidden, ids)[0]
-
     def columns(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, OutputHead]:
-        """``logits_at``, and the head for whatever else is computed (see column_logits)."""
+        """[N, K] logits of the columns ids [N, K], float32 at least, whatever autocast says.
+
+        And the head for whatever else is computed (see column_logits).
+        """
         logits, weight = column_logits(hidden, self.weight, ids.long())
         if self.bias is not None:
             logits = logits + self.bias[ids.long()].to(logits.dtype)
@@ -92,9 +91,7 @@ def check_model(model: Any) -> None:
     was_training = model.training
     model.eval()
     try:
-        ids = torch.arange(3, device=embedding.weight.device).remainder(embedding.weight.shape[0])[
-            None
-        ]
+        ids = torch.arange(3, device=embedding.weight.device)[None] % embedding.weight.shape[0]
         expected = model(input_ids=ids, use_cache=False).logits
         embedded = embedding(ids)
         hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state

@@ -235,34 +235,20 @@ def _draw_missing(
 ) -> None:
     """Tokens of the rows that have drawn nothing, from more and more columns."""
     num_columns = _NUCLEUS
-    while len(missing := np.isnan(record.rows[:, -1]).nonzero()[0]):
+    while (is_missing := np.isnan(record.rows[:, -1])).any():
         num_columns *= _WIDER
-        for is_thinking in (True, False):
-            rows = missing[thinks[missing] == is_thinking]
-            if len(rows):
-                own = config if is_thinking else config.answer
-                _draw_again(step, record, logits, noise, own, rows, num_columns)
-
-
-def _draw_again(
-    step: SoftStep,
-    record: StepRecord,
-    logits: Tensor,
-    noise: Tensor,
-    config: ThinkingConfig,
-    rows: np.ndarray,
-    num_columns: int,
-) -> None:
-    """Tokens of some rows from more columns, into step and record."""
-    index = torch.from_numpy(rows).to(logits.device)
-    again, kinds = _draw_token(
-        logits.index_select(0, index), config, noise.index_select(0, index)[:, :1], num_columns
-    )
-    step.ids[index, :1] = again.ids
-    step.entropy[index] = again.entropy
-    read = _read(again, kinds)
-    record.rows[rows, 0], record.tokens[rows] = read.tokens, read.tokens
-    record.rows[rows, -2:] = read.rows[:, -2:]
+        for kind, own in ((True, config), (False, config.answer)):
+            rows = (is_missing & (thinks == kind)).nonzero()[0]
+            if not len(rows):
+                continue
+            index = torch.from_numpy(rows).to(logits.device)
+            variates = noise.index_select(0, index)[:, :1]
+            again, kinds = _draw_token(logits.index_select(0, index), own, variates, num_columns)
+            step.ids[index, :1] = again.ids
+            step.entropy[index] = again.entropy
+            read = _read(again, kinds)
+            record.rows[rows, 0], record.tokens[rows] = read.tokens, read.tokens
+            record.rows[rows, -2:] = read.rows[:, -2:]
 
 
 def _draw_token(

@@ -37,9 +37,9 @@ class Mixer(ABC):
     def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
         """Scores [N, K] float32 to record, from noise [N, width] of Exponential(1) draws."""
 
-    @abstractmethod
     def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
         """Mixture weights [N, K] from recorded scores and support mask; 0 outside the support."""
+        return scores.masked_fill(~support, 0.0)
 
 
 class Discrete(Mixer):
@@ -54,9 +54,6 @@ class Discrete(Mixer):
         column = invert_cdf(support.probs, noise)
         return torch.zeros_like(support.probs).scatter(-1, column, 1.0)
 
-    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
-        return scores
-
 
 class Soft(Mixer):
     """Vanilla soft thinking: the weights are the support's probabilities. Nothing is drawn."""
@@ -65,9 +62,6 @@ class Soft(Mixer):
 
     def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
         return support.probs
-
-    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
-        return scores.masked_fill(~support, 0.0)
 
 
 class Gumbel(Mixer):
@@ -133,9 +127,6 @@ class EmbeddingGaussian(Mixer):
 
     def draw(self, support: Support, noise: Tensor, config: ThinkingConfig) -> Tensor:
         return support.probs
-
-    def weights(self, scores: Tensor, support: Tensor, config: ThinkingConfig) -> Tensor:
-        return scores.masked_fill(~support, 0.0)
 
     def embedding_noise(self, noise: Tensor, config: ThinkingConfig) -> Tensor:
         """[N, D] float32 noise added to the embedding, from [N, D] Exponential(1) draws."""

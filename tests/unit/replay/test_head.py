@@ -27,15 +27,15 @@ def test_some_columns_are_columns_of_all(name):
     hidden, ids = torch.randn(5, 32), torch.randint(0, VOCAB_SIZE, (5, 3))
     head = OutputHead.of(model)
     wanted = head.logits(hidden).gather(1, ids)
-    torch.testing.assert_close(head.logits_at(hidden, ids), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.columns(hidden, ids)[0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_columns_are_float32_under_autocast():
     head = OutputHead.of(tiny_model("bias"))
     hidden, ids = torch.randn(5, 32), torch.randint(0, VOCAB_SIZE, (5, 3))
-    wanted = head.logits_at(hidden, ids)
+    wanted = head.columns(hidden, ids)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(head.logits_at(hidden, ids), wanted)
+        assert torch.equal(head.columns(hidden, ids)[0], wanted)
 
 
 @pytest.mark.parametrize("name", MODELS)

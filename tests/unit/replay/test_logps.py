@@ -114,7 +114,7 @@ def test_the_edge_of_the_clamp_is_as_wide_as_the_model_rounds(
     everywhere, is_soft = torch.ones_like(support), torch.ones(N, dtype=torch.bool)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
         logits = head.logits(hidden).float().gather(1, ids)
-        columns = head.logits_at(hidden, ids) if from_hidden else logits
+        columns = head.columns(hidden, ids)[0] if from_hidden else logits
         scores = (torch.log_softmax(columns, -1) + 3.1).detach().requires_grad_()
         steps = (
             Steps.of(ids, scores, everywhere, is_soft),
