@@ -35,12 +35,9 @@ class AncestorMask(Tensor):
 
     @staticmethod
     def of(packed: Packed, attention: Attend, groups: int | None = None) -> AncestorMask:
-        """The mask of a packed row.
+        """The mask of a row that attends by a layout.
 
-        Args:
-            packed: The row.
-            attention: How it attends, by a layout.
-            groups: Heads of keys and values where a model repeats them; None: it repeats none.
+        ``groups`` are the heads of keys and values where a model repeats them; None: it does not.
         """
         size = len(packed.source)
         one = torch.ones((), dtype=torch.bool, device=packed.source.device)
@@ -79,12 +76,9 @@ class AncestorMask(Tensor):
 
 
 def packed_hidden(model: Any, inputs: Tensor, packed: Packed) -> Tensor:
-    """Hidden states [S, D] of a packed row, by a model with sdpa attention.
+    """Hidden states [S, D] of a row, by a causal LM with sdpa attention.
 
-    Args:
-        model: A causal LM.
-        inputs: [B, L, D], the padded batch's.
-        packed: The row.
+    ``inputs`` are the padded batch's, [B, L, D].
     """
     # transformers' sdpa repeats keys and values by this attribute of its layers. A model of another
     # kind may not have it.

@@ -51,11 +51,9 @@ def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def in_blocks(packed: Packed, block: int = 256) -> Attend:
-    """Distinct prompts among themselves, then blocks of completion tokens over all before them.
+    """Distinct prompts among themselves, then ``block`` completion tokens at a time under masks.
 
-    Args:
-        packed: The row.
-        block: Completion tokens that attend together, under one mask.
+    A completion token attends to all before it, its prompt included.
     """
     pairs = list(zip(packed.paths, packed.prompt_lengths, strict=True))
     tables = [

@@ -94,10 +94,8 @@ class Prefill:
         ids, mask = ids.to(self._device), mask.to(self._device)
         positions = position_ids(mask)
         size = max(1, self._max_tokens // len(prompts))
-        for start in range(0, longest, size):
-            part = ids[:, start : start + size]
-            end = shared + start + part.shape[1]
-            begin = end - part.shape[1]
+        for part in ids.split(size, dim=1):
+            begin, end = cache.window.end, cache.window.end + part.shape[1]
             logits = forward(
                 self._model, cache, mask[:, :end], positions[:, begin:end], input_ids=part
             )

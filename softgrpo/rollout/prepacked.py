@@ -47,16 +47,12 @@ def _can_pack(module: nn.Module) -> bool:
     """Whether it is a plain linear layer, on a CPU, in a dtype that oneDNN multiplies natively."""
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
-    weight = module.weight
+    weight, has_bfloat16 = module.weight, torch.ops.mkldnn._is_mkldnn_bf16_supported
     return (
         type(weight) in (nn.Parameter, Tensor)  # no shard of one
         and weight.device.type == "cpu"
-        and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and _has_bfloat16())
+        and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and has_bfloat16())
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and not torch.is_autocast_enabled("cpu")  # which would have it multiply in another dtype
     )
-
-
-def _has_bfloat16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

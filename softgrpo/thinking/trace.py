@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ _DTYPES = {
     "lengths": torch.int32,
     "embedding_noise": torch.float32,
 }
-_TENSORS = tuple(_DTYPES)
 _FORMAT = "softgrpo.trace.v1"
 
 
@@ -163,14 +161,10 @@ class SoftTrace:
         longest = int(self.lengths.max()) if len(self) else 0
         if num_steps < longest:
             raise ValueError(f"num_steps={num_steps}: a sequence has {longest} steps")
-        extra = num_steps - self.num_steps
-
-        def resize(x: Tensor) -> Tensor:
-            if x.dim() == 1:
-                return x
-            return F.pad(x, (0, 0) * (x.dim() - 2) + (0, extra))  # a negative pad trims
-
-        return self._map(resize)
+        extra = num_steps - self.num_steps  # a negative pad trims
+        return self._map(
+            lambda x: x if x.dim() == 1 else F.pad(x, (0, 0) * (x.dim() - 2) + (0, extra))
+        )
 
     @staticmethod
     def cat(traces: Sequence[SoftTrace]) -> SoftTrace:
@@ -180,12 +174,9 @@ class SoftTrace:
             if other.settings != first.settings:
                 raise ValueError(f"settings differ: {first.settings} and {other.settings}")
         num_steps = max(trace.num_steps for trace in traces)
-        padded = [trace.pad(num_steps) for trace in traces]
-        columns: dict[str, Any] = {}
-        for name in _TENSORS:
-            parts = [getattr(trace, name) for trace in padded]
-            columns[name] = None if parts[0] is None else torch.cat(parts)
-        return SoftTrace(**columns, settings=first.settings, source=first.source)
+        parts = [trace.pad(num_steps).tensors() for trace in traces]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return SoftTrace(**tensors, settings=first.settings, source=first.source)
 
     def to(self, device: torch.device | str) -> SoftTrace:
         return self._map(lambda x: x.to(device))
@@ -212,7 +203,7 @@ class SoftTrace:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None."""
-        values = {name: getattr(self, name) for name in _TENSORS}
+        values = {name: getattr(self, name) for name in _DTYPES}
         return {name: value for name, value in values.items() if value is not None}
 
     def save(self, path: str | Path) -> None:

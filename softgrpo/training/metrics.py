@@ -21,11 +21,7 @@ def thinking_metrics(
 ) -> dict[str, float]:
     """Means over the steps, and shares of the sequences, of the rollouts of all processes.
 
-    Args:
-        rollouts: This process's.
-        trace: Theirs, as one.
-        config: How they thought.
-        accelerator: Adds up over processes.
+    Of this process they are given, and their traces as one.
     """
     soft = trace.is_soft
     weights = MIXERS[config.policy].weights(trace.scores[soft], trace.support[soft], config)
@@ -55,12 +51,9 @@ def thinking_metrics(
 
 
 def gap_metrics(logps: Tensor, batch: Batch, accelerator: Accelerator) -> dict[str, float]:
-    """The trainer's log-densities against the rollout's: numerical error, if the weights are one.
+    """The trainer's log-densities [B, T] in nats against the rollout's, which the batch has.
 
-    Args:
-        logps: [B, T] float, the trainer's, in nats.
-        batch: Has the rollout's.
-        accelerator: Gathers over processes.
+    The gap is numerical error, if both have the same weights.
     """
     gap = (logps - batch["sampling_per_token_logps"]).abs()[batch["completion_mask"].bool()]
     largest = gap.max() if len(gap) else gap.new_zeros(())

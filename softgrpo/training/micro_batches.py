@@ -207,13 +207,7 @@ def take(batch: Batch, rows: list[int]) -> Batch:
 def in_passes(
     replay: Callable[[Batch], Replayed], batch: Batch, passes: list[list[int]]
 ) -> Replayed:
-    """What ``replay`` says of a batch, asked pass by pass.
-
-    Args:
-        replay: A batch to its log-densities and entropies.
-        batch: B sequences.
-        passes: The rows of each pass, all B in any order.
-    """
+    """What ``replay`` says of a batch, asked pass by pass; all of its rows are in one of them."""
     parts = zip(*(replay(take(batch, rows)) for rows in passes), strict=True)
     num_steps = batch["completion_ids"].shape[1]
     return Replayed(*(_put_back(part, passes, num_steps) for part in parts))

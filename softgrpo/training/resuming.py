@@ -29,11 +29,7 @@ _SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it.
-
-    Args:
-        sampler: TRL's own.
-    """
+    """TRL's sampler whose order is a matter of seed and epoch, so that a resumed run meets it."""
 
     def __init__(self, sampler: RepeatSampler) -> None:
         vars(self).update(vars(sampler))
@@ -54,10 +50,6 @@ def written_whole(folder: Path, trainer: Any) -> Iterator[None]:
     """Inside it all processes write a checkpoint, which counts once each has written its part.
 
     Older checkpoints that are too many go only then.
-
-    Args:
-        folder: The checkpoint's.
-        trainer: Whose ``args``, ``state`` and ``accelerator`` say how many are kept, and by whom.
     """
     args, accelerator = trainer.args, trainer.accelerator
     if args.should_save:

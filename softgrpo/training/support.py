@@ -17,14 +17,9 @@ from softgrpo.training.micro_batches import is_sum_over_sequences
 
 
 def require_supported(args: Any, options: dict[str, Any]) -> None:
-    """Refuse what GRPOTrainer takes and this trainer does not.
+    """Raise ValueError, by name, at what GRPOTrainer takes and this trainer does not.
 
-    Args:
-        args: The trainer's.
-        options: Its other keyword arguments.
-
-    Raises:
-        ValueError: Names what is not supported.
+    ``options`` are the trainer's keyword arguments beside ``args``.
     """
     if not isinstance(args, SofTGRPOConfig):
         raise ValueError(f"args must be a SofTGRPOConfig, got {type(args).__name__}")
@@ -36,12 +31,7 @@ def require_supported(args: Any, options: dict[str, Any]) -> None:
 
 
 def require_supported_model(trainer: Any, policy: Any) -> None:
-    """The same of what is known only when GRPOTrainer has been made.
-
-    Args:
-        trainer: Made.
-        policy: The causal LM that it trains.
-    """
+    """The same of what is known only when GRPOTrainer has been made, and its causal LM."""
     if trainer._is_vlm:
         raise ValueError("vision models are not supported by softgrpo")
     if trainer._dist.fsdp_version == 1:

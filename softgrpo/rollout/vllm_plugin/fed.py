@@ -10,11 +10,7 @@ import numpy as np
 
 
 class FedSteps:
-    """Steps of K columns, of one sequence or gathered from several.
-
-    Args:
-        num_columns: K.
-    """
+    """Steps of K columns, of one sequence or gathered from several."""
 
     def __init__(self, num_columns: int) -> None:
         self.num_columns = num_columns

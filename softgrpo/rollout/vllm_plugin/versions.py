@@ -22,14 +22,7 @@ def require_vllm() -> None:
 
 
 def check_version(version: str) -> None:
-    """Refuse a vLLM that tests/vllm has not passed with.
-
-    Args:
-        version: ``vllm.__version__``.
-
-    Raises:
-        ValueError: Names the range and the way to override.
-    """
+    """Raise ValueError, with the range and the way to override, at a vLLM that is not tested."""
     found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     low, high = TESTED
     if not low <= found <= high and not os.environ.get(OVERRIDE):
