@@ -66,19 +66,16 @@ def _tests(gold: str, *names: str) -> dict[str, Any]:
     return tests
 
 
-def _no_vote(answer: str) -> None:
-    """Programs are not answers that a majority could agree on."""
-
-
 VERIFIERS = {
     "exact": Verifier(exact, str.strip),
     "numeric": Verifier(numeric, answer_number),
     "math_verify": Verifier(math_verify, math_answer),
     "letter": Verifier(letter, chosen_letter),
     "format": Verifier(has_answer, math_answer),
-    # Their gold answers are JSON objects: see rewards.code and tasks.benchmarks.
-    "humaneval": Verifier(_humaneval, _no_vote),
-    "mbpp": Verifier(_mbpp, _no_vote),
+    # Their gold answers are JSON objects: see rewards.code and tasks.benchmarks. Programs are not
+    # answers that a majority could agree on.
+    "humaneval": Verifier(_humaneval, lambda answer: None),
+    "mbpp": Verifier(_mbpp, lambda answer: None),
 }
 
 
