@@ -56,7 +56,7 @@ config alone, before anything is loaded or rented. Estimates, and they say so.
   softgrpo plan recipes/quickstart.yaml
   softgrpo plan recipes/quickstart.yaml --train_batch_tokens 2048 --json
   softgrpo plan recipes/quickstart.yaml --device h100 --gpus 4
-  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 4 --fsdp --num_eval_problems 0
+  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 4 --fsdp
   softgrpo plan recipes/quickstart.yaml --prompt-tokens 512      reads no problems
   softgrpo plan --calibrate                  measures this machine once, for its times
 

@@ -198,7 +198,7 @@ def job_of(
             and (autocast is None or copy is not None)
         ),
         vllm_share=args.vllm_gpu_memory_utilization,
-        eval_sequences=config.num_eval_problems * config.eval_samples if is_evaluated else 0,
+        eval_sequences=math.ceil(config.num_eval_problems / processes) * config.eval_samples,
         evaluations=2 * (len(config.eval_decodings) if is_soft else 1) if is_evaluated else 0,
         checkpoints=most_kept(args, updates),
     )
@@ -214,11 +214,6 @@ def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.
     if args.engine != "transformers" and config.lora is not None:
         raise ValueError(
             f"engine={args.engine!r} is not supported with LoRA: write engine: transformers"
-        )
-    if options.fsdp and config.num_eval_problems:
-        raise ValueError(
-            f"num_eval_problems={config.num_eval_problems}: must be 0 with FSDP, as evaluation "
-            "generates in one process"
         )
 
 

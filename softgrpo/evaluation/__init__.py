@@ -12,7 +12,7 @@ from softgrpo.evaluation.compare import (
 from softgrpo.evaluation.prompts import tokenize_prompts
 from softgrpo.evaluation.records import Record, RecordFile, is_records, read_records
 from softgrpo.evaluation.results import Results, describe
-from softgrpo.evaluation.sampling import Sampling, sample
+from softgrpo.evaluation.sampling import Sampling, deal, sample
 from softgrpo.evaluation.statistics import share
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "Sampling",
     "Score",
+    "deal",
     "default_ks",
     "describe",
     "is_records",

@@ -107,11 +107,16 @@ class RecordFile:
             self._write(asdict(record))
             self.records[record.key] = record
 
+    def sync(self) -> None:
+        """Have the disk hold all records: from here on a power loss spares them."""
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Have the disk hold all records, and let others have the file."""
         with naming(self.path), self._file:  # closed, and the lock given back, on a full disk too
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.sync()
 
     def __enter__(self) -> RecordFile:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,11 @@ class Sampling:
     @property
     def keys(self) -> list[tuple[str, int]]:
         """Problem and sample of every sequence, in order."""
-        return [(problem.id, i) for problem in self.problems for i in range(self.num_samples)]
+        return self.keys_of(range(len(self.problems)))
+
+    def keys_of(self, part: range) -> list[tuple[str, int]]:
+        """The same of some of the problems."""
+        return [(self.problems[place].id, i) for place in part for i in range(self.num_samples)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,22 +82,45 @@ class Sampling:
         )
 
 
+def deal(
+    sampling: Sampling, recorded: Container[tuple[str, int]], processes: int = 1
+) -> list[list[range]]:
+    """Which problems each process has to sample, in parts that go to its engine as they are.
+
+    A part is as many problems as fill a batch, whatever the number of processes, and fewer only
+    where one would get none: what is in a batch has a say in a model's rounding. For the same
+    reason a part that is recorded in part is made again as a whole. Parts are dealt out in turn.
+
+    Args:
+        sampling: What to sample.
+        recorded: Keys of the records that are there.
+        processes: Among how many it is dealt out.
+
+    Returns:
+        For each process the parts, ranges of the problems' places.
+    """
+    count = len(sampling.problems)
+    size = max(1, min(sampling.batch_size // sampling.num_samples, math.ceil(count / processes)))
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    missing = [part for part in parts if any(key not in recorded for key in sampling.keys_of(part))]
+    return [missing[process::processes] for process in range(processes)]
+
+
 def sample(
     engine: RolloutEngine,
     sampling: Sampling,
+    parts: Sequence[range],
     recorded: Container[tuple[str, int]],
     on_record: Callable[[Record], object],
 ) -> None:
-    """Sample every problem, but for what is recorded already.
+    """Sample problems, part by part; of what is recorded already there is no second record.
 
-    Problems go to the engine in parts that depend on `batch_size` and `num_samples` alone. A part
-    that an earlier start has recorded in part is generated again as a whole, since a model's
-    rounding depends on what is in the batch, and only its missing samples are records. So where
-    the engine reproduces, the records do not depend on where a run was killed.
+    Where the engine reproduces, the records do not depend on where a run was killed.
 
     Args:
         engine: Makes the rollouts.
         sampling: What to sample.
+        parts: Which of its problems, as `deal` gives them.
         recorded: Keys of the records that are there.
         on_record: Called with each new record, from several threads.
     """
@@ -108,14 +136,10 @@ def sample(
             if keys[first + index] not in recorded:
                 judged.append(pool.submit(judge, first + index, rollout))
 
-        size = max(1, sampling.batch_size // num_samples)
-        for start in range(0, len(sampling.problems), size):
-            prompts = sampling.prompt_ids[start : start + size]
-            first = start * num_samples
-            if all(key in recorded for key in keys[first : first + len(prompts) * num_samples]):
-                continue
+        for part in parts:
+            first = part.start * num_samples
             engine.generate(
-                prompts,
+                sampling.prompt_ids[part.start : part.stop],
                 sampling.thinking,
                 max_new_tokens=sampling.max_new_tokens,
                 num_generations=num_samples,

@@ -49,7 +49,7 @@ class Job:
     is_prepacked: bool = False  # a CPU lays its weights out for a rollout
     vllm_share: float = 0.3  # of the device's memory, vllm_gpu_memory_utilization
 
-    eval_sequences: int = 0  # of one evaluation, all of them in one process
+    eval_sequences: int = 0  # of one evaluation, those of a process
     evaluations: int = 0  # of the run
     checkpoints: int = 1  # that lie on the disk at a time
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import torch
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
-from softgrpo.evaluation import Sampling
+from softgrpo.evaluation import Record, Sampling, deal
 from softgrpo.files import naming, sync, write_whole
 from softgrpo.reports import read_logs
-from softgrpo.rollout import Rollout
 from softgrpo.runs.display import Display
 from softgrpo.thinking import SoftTrace
+from softgrpo.training.together import gathered, num_processes, process_number, together
 
 
 class MetricsLog(TrainerCallback):
@@ -60,32 +61,61 @@ def keep_until(path: Path, step: int) -> None:
 class SampleKeeper(TrainerCallback):
     """Completions of the same few problems with the same noise, every so many steps.
 
+    Every process has one and makes its share; process 0 writes.
+
     Args:
         folder: Gets step-N.jsonl and step-N.safetensors.
         every: Steps.
         sampling: Of which problems; one sample each.
-        generate: Makes the rollouts.
+        engine: A RolloutEngine.
+        precision: In which it is to generate.
     """
 
     def __init__(
-        self, folder: Path, every: int, sampling: Sampling, generate: Callable[[], list[Rollout]]
+        self,
+        folder: Path,
+        every: int,
+        sampling: Sampling,
+        engine: Any,
+        precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.folder, self.every = folder, every
-        self.sampling, self.generate = sampling, generate
+        self.folder, self.every, self.sampling = folder, every, sampling
+        self.engine, self.precision = engine, precision
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        rollouts, problems = self.generate(), self.sampling.problems
+        self.engine.sync()
+        with together(), self.precision():
+            made = self._make_share()
+        kept = [sample for share in gathered(made) for sample in share]
+        with together():
+            if process_number() == 0:
+                kept.sort(key=lambda sample: sample[0].sequence)
+                self._write(self.folder / f"step-{state.global_step}", kept)
+
+    def _make_share(self) -> list[tuple[Record, SoftTrace]]:
+        sampling, made = self.sampling, []
+        for part in deal(sampling, (), num_processes())[process_number()]:
+            rollouts = self.engine.generate(
+                sampling.prompt_ids[part.start : part.stop],
+                sampling.thinking,
+                max_new_tokens=sampling.max_new_tokens,
+                seed=sampling.seed,
+                first_sequence=part.start,
+            )
+            for sequence, rollout in zip(part, rollouts, strict=True):
+                made.append((sampling.to_record(sequence, rollout), rollout.trace))
+        return made
+
+    def _write(self, path: Path, kept: list[tuple[Record, SoftTrace]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{state.global_step}"
         with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-            for index, (problem, rollout) in enumerate(zip(problems, rollouts, strict=True)):
-                record = asdict(self.sampling.to_record(index, rollout))
-                shown = {"question": problem.question, "gold": problem.answer, **record}
+            for record, _ in kept:
+                problem = self.sampling.problems[record.sequence]
+                shown = {"question": problem.question, "gold": problem.answer, **asdict(record)}
                 file.write(json.dumps(shown) + "\n")
-        trace = SoftTrace.cat([rollout.trace for rollout in rollouts])
-        trace.save(path.with_suffix(".safetensors"))
+        SoftTrace.cat([trace for _, trace in kept]).save(path.with_suffix(".safetensors"))
 
 
 class Interrupt(TrainerCallback):

@@ -30,7 +30,14 @@ from softgrpo.runs.recipe import read_yaml
 # What a run writes beside models and checkpoints: files, and folders where each is known by name.
 _FILES = ("metrics.jsonl", "curves.png", "config.yaml", "versions.json")
 _KNOWN = {
-    "evaluation": ("before-*.jsonl*", "after-*.jsonl*", "summary.json", "summary.md", HALF_WRITTEN),
+    "evaluation": (
+        "before-*.jsonl*",
+        "after-*.jsonl*",
+        "summary.json",
+        "summary.md",
+        HALF_WRITTEN,
+        f"{HALF_WRITTEN}.damaged*",
+    ),
     "samples": ("step-*.jsonl", "step-*.safetensors"),
     "completions": ("completions_*.parquet",),
     "runs": (),
@@ -55,6 +62,12 @@ class RunDirectory:
     def records(self, when: str, decoding: str) -> Path:
         """Evaluation records: when is ``before`` or ``after``."""
         return self.path / "evaluation" / f"{when}-{decoding}.jsonl"
+
+    def former_records(self, when: str) -> list[Path]:
+        """The files of records of an evaluation that are there, and parts that a kill has left."""
+        folder = self.path / "evaluation"
+        patterns = f"{when}-*.jsonl", HALF_WRITTEN.replace("*", f"{when}-*")
+        return [path for pattern in patterns for path in folder.glob(pattern)]
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse a folder in use; touches nothing.

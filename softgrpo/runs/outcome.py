@@ -34,9 +34,9 @@ class Outcome:
         curves: Their picture.
         records: The folder of every evaluated sample, with summary.json and summary.md.
         step: Optimizer steps made.
-        before, after: Results of the evaluations by decoding. Empty where there was none (yet), and
-            in other processes than the first.
+        before, after: Results of the evaluations by decoding. Empty where there was none (yet).
         cost: Of the start that trained: its wall time, CPU-seconds, training tokens, peak memory.
+            Empty in other processes than the first.
         interrupted: Whether it was stopped by Ctrl-C or SIGTERM.
     """
 

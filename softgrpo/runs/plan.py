@@ -123,7 +123,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         judge=judge,
         batch_size=args.rollout_batch_size,
     )
-    count = num_shown(config, args.world_size)
+    count = config.num_samples_kept
     return Plan(
         config=config,
         args=args,
@@ -143,13 +143,6 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         lora=lora,
         notes=notes,
     )
-
-
-def num_shown(config: RunConfig, num_processes: int) -> int:
-    """How many completions are kept; where nobody said, none for which other processes wait."""
-    if config.num_samples_kept is None:
-        return 4 if num_processes == 1 else 0
-    return config.num_samples_kept
 
 
 def give_pad_token(tokenizer: Any) -> list[str]:

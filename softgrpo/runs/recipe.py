@@ -87,9 +87,7 @@ class RunConfig:
     sample_steps: Annotated[int, at_least(1)] = _help(
         "Keep a few completions and their traces every so many steps.", 10
     )
-    num_samples_kept: Annotated[int | None, at_least(0)] = _help(
-        "How many; none: 4, but 0 in several processes, of which one makes them and all wait."
-    )
+    num_samples_kept: Annotated[int, at_least(0)] = _help("How many.", 4)
 
     def __post_init__(self) -> None:
         for name in ("model", "task"):

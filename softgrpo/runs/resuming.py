@@ -39,11 +39,11 @@ def check_changes(
         directory: The run's.
         values: Every field as it is now.
         num_steps: Optimizer steps of the whole run as it is now.
-        num_processes: That train now.
+        num_processes: That there are now.
 
     Raises:
         ValueError: Fields that are fixed, or have no effect any more; a run that has made more
-            steps than it is to have; another number of processes.
+            steps than it is to have; another number of processes where there is something to train.
     """
     if not directory.config.exists():
         return
@@ -55,18 +55,12 @@ def check_changes(
         if name in before and before[name] != value
     }
     if checkpoint is None:
-        if any(directory.path.glob("evaluation/before-*.jsonl")):
+        if directory.former_records("before"):
             _refuse(changed, _EVALUATED, "the evaluation before training was made with the former")
         return
     is_stateful = any(run.get("lr_scheduler_type") in _STATEFUL for run in (before, now))
     rates = ("learning_rate", "lr_scheduler_type") if is_stateful else ()
     _refuse(changed, (*_EVALUATED, *_TRAINED, *rates), f"{checkpoint} was made with the former")
-    made_by = len(list(checkpoint.glob("rollouts_*.safetensors")))
-    if made_by != num_processes:
-        raise ValueError(
-            f"{checkpoint}: was made by {made_by} processes and there are {num_processes}; start "
-            "as many, or choose another output_dir"
-        )
     state = read_json(checkpoint / "trainer_state.json")
     check("trainer_state.json", state, dict)
     check(f"{checkpoint}/trainer_state.json: global_step", step := state.get("global_step"), int)
@@ -74,6 +68,12 @@ def check_changes(
         raise ValueError(
             f"{checkpoint}: has made {step} steps, more than the {num_steps} that the run is to "
             "have; raise max_steps or num_train_epochs"
+        )
+    made_by = len(list(checkpoint.glob("rollouts_*.safetensors")))
+    if step < num_steps and made_by != num_processes:
+        raise ValueError(
+            f"{checkpoint}: was made by {made_by} processes and there are {num_processes}; start "
+            "as many, or choose another output_dir"
         )
     if step == num_steps:
         without_effect = changed.keys() - _AFTERWARDS

@@ -19,7 +19,7 @@ from softgrpo.files import delete, locked, put_in_place
 from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
-from softgrpo.rollout import NonFiniteLogitsError, Rollout
+from softgrpo.rollout import NonFiniteLogitsError
 from softgrpo.runs.callbacks import Interrupt, MetricsLog, SampleKeeper
 from softgrpo.runs.directory import RunDirectory
 from softgrpo.runs.display import Display, Silent
@@ -38,6 +38,7 @@ from softgrpo.runs.progress import TrainingProgress
 from softgrpo.runs.recipe import SECRETS, Changes, field_name, read_recipe
 from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+from softgrpo.training.together import together
 from softgrpo.values import shown
 
 _FULL = 2**20  # bytes free, where torch fails to write and does not say why
@@ -156,23 +157,21 @@ def _carry_out(
     )
     is_main = trainer.is_world_process_zero()
     try:
-        if is_main:
-            outcome = replace(outcome, before=_evaluate(this, trainer, "before"))
-        trainer.accelerator.wait_for_everyone()
+        outcome = replace(outcome, before=_evaluate(this, trainer, "before"))
         has_trained = _train(this, trainer)
         outcome = replace(outcome, step=trainer.state.global_step)
         if interrupt.requested:
             display.say(f"saved after step {outcome.step}; go on with: {this.again}")
             return replace(outcome, interrupted=True)
         _save_model(trainer, directory)
-        trainer.engine.sync()  # in every process: shards are gathered
-        if is_main:
-            after = _evaluate(this, trainer, "after")
-            spent = None if has_trained else former_cost(directory)
-            spent = spent or cost(started, trainer.state.num_input_tokens_seen)
-            outcome = replace(outcome, after=after, cost=spent)
-            report(plan, directory, outcome, display)
-        trainer.accelerator.wait_for_everyone()
+        trainer.engine.sync()
+        outcome = replace(outcome, after=_evaluate(this, trainer, "after"))
+        with together():
+            if is_main:
+                spent = None if has_trained else former_cost(directory)
+                spent = spent or cost(started, trainer.state.num_input_tokens_seen)
+                outcome = replace(outcome, cost=spent)
+                report(plan, directory, outcome, display)
         return outcome
     except KeyboardInterrupt:
         display.say(f"stopped; {_what_is_left(directory)}; go on with: {this.again}")
@@ -214,33 +213,17 @@ def _make_trainer(this: _Start, interrupt: Interrupt) -> SofTGRPOTrainer:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(interrupt)
-    shown = plan.shown
-    if trainer.is_fsdp_enabled and (plan.decodings or shown.problems):
-        raise ValueError(
-            "num_eval_problems, num_samples_kept: with FSDP both must be 0, as they generate in "
-            "one process; eval_strategy: steps evaluates in all of them"
+    if trainer.is_world_process_zero():
+        sequences = int(args.generation_batch_size or 0) // args.world_size
+        progress = TrainingProgress(sequences, this.display)
+        trainer.on_rollout = progress.on_rollout
+        trainer.add_callback(progress)
+        trainer.add_callback(MetricsLog(directory.metrics))
+    if plan.shown.problems:
+        every, precision = plan.config.sample_steps, trainer.rollout_precision
+        trainer.add_callback(
+            SampleKeeper(directory.samples, every, plan.shown, trainer.engine, precision)
         )
-    if not trainer.is_world_process_zero():
-        return trainer
-    sequences = int(args.generation_batch_size or 0) // args.world_size
-    progress = TrainingProgress(sequences, this.display)
-    trainer.on_rollout = progress.on_rollout
-    trainer.add_callback(progress)
-    trainer.add_callback(MetricsLog(directory.metrics))
-    if shown.problems:
-
-        def generate() -> list[Rollout]:
-            trainer.engine.sync()
-            with trainer.rollout_precision():
-                return trainer.engine.generate(
-                    shown.prompt_ids,
-                    shown.thinking,
-                    max_new_tokens=shown.max_new_tokens,
-                    seed=shown.seed,
-                )
-
-        every = plan.config.sample_steps
-        trainer.add_callback(SampleKeeper(directory.samples, every, shown, generate))
     return trainer
 
 
@@ -255,7 +238,7 @@ def _train(this: _Start, trainer: SofTGRPOTrainer) -> bool:
             return False
     if trainer.is_world_process_zero():
         directory = this.directory
-        for path in (*directory.path.glob("evaluation/after-*.jsonl"), directory.summary):
+        for path in (*directory.former_records("after"), directory.summary):
             path.unlink(missing_ok=True)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

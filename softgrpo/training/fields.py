@@ -8,9 +8,9 @@ from typing import Annotated
 from softgrpo.thinking.fields import setting
 from softgrpo.values import at_least
 
-# Twelve hours. Processes meet when each has made its rollouts, and process 0 evaluates alone: by
-# default 3,200 sequences, 25 waves of 128. A wave of 32,768 tokens takes 14 minutes at 25 ms a
-# step, all of them six hours. The launcher notices a process that has died: patience costs little.
+# Twelve hours. Processes meet when each has made its rollouts, or its share of an evaluation, and
+# may be some waves apart: one of 32,768 tokens takes 14 minutes at 25 ms a step. The launcher
+# notices a process that has died: patience costs little.
 PATIENCE_SECONDS = 43_200
 
 _LIMIT = at_least(1, ", or null for no limit")

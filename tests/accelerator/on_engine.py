@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softgrpo.evaluation import RecordFile, Sampling, read_records, sample
+from softgrpo.evaluation import RecordFile, Sampling, deal, read_records, sample
 from softgrpo.rewards import Judgement
 from softgrpo.rollout import NonFiniteLogitsError, TransformersEngine
 from softgrpo.tasks import Problem
@@ -126,6 +126,6 @@ def test_an_evaluation(tmp_path):
     )  # fmt: skip
     for i, engine in enumerate(_engines()):
         with RecordFile(tmp_path / f"{i}.jsonl", {}) as file:
-            sample(engine, sampling, file.records, file.append)
+            sample(engine, sampling, deal(sampling, ())[0], (), file.append)
         records.append({r.key: r for r in read_records(file.path)[1]})
     assert records[1] == records[0] and len(records[0]) == 12

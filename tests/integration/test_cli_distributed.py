@@ -67,7 +67,8 @@ def runs(tmp_path_factory):
 def test_a_run_ends_where_only_together_the_processes_can_gather_its_weights(runs):
     summary = json.loads((runs / "whole" / "evaluation" / "summary.json").read_text())
     assert summary["after"]["soft"]["num_problems"] == 3
-    assert not (runs / "whole" / "samples").exists()  # one process alone would make them
+    kept = {path.name for path in (runs / "whole" / "samples").glob("*.jsonl")}
+    assert kept == {f"step-{step}.jsonl" for step in range(1, 5)}
 
 
 def test_fewer_problems_than_the_processes_take_together_are_refused(runs):

@@ -52,8 +52,9 @@ def test_processes_share_the_problems(recipe, capsys):
     one, four = plan(capsys, recipe), plan(capsys, recipe, "--gpus", "4")
     assert four["job"]["sequences"] == one["job"]["sequences"]
     assert 4 * four["job"]["updates"] == one["job"]["updates"]
+    assert 4 * four["job"]["eval_sequences"] == one["job"]["eval_sequences"]
     assert four["memory"]["update"]["gradients"] == 2 * one["memory"]["update"]["gradients"]
-    sharded = plan(capsys, recipe, "--gpus", "4", "--fsdp", "--num_eval_problems", "0")
+    sharded = plan(capsys, recipe, "--gpus", "4", "--fsdp")
     assert sharded["memory"]["update"]["moments"] < one["memory"]["update"]["moments"]
 
 
@@ -108,7 +109,6 @@ def test_measured_numbers_are_used(recipe, capsys):
         (["RECIPE", "--gpus", "0"], "gpus=0: must be from 1 to"),
         (["RECIPE", "--memory", "nan"], "memory=nan: must be from 0.1 to"),
         (["RECIPE", "--prompt-tokens", "0"], "prompt-tokens=0: must be from 1"),
-        (["RECIPE", "--fsdp"], "num_eval_problems=8: must be 0 with FSDP"),
         (["RECIPE", "--gpus", "2", "--engine", "vllm"], "engine='vllm': one process only"),
         (["RECIPE", "--lora", "{r: 4}", "--engine", "vllm"], "not supported with LoRA"),
         (["RECIPE", "--tua", "1"], "unknown field 'tua'"),

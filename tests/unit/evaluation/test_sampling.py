@@ -1,9 +1,11 @@
 """Every sample meets its own problem, is recorded once, and is made again by no later start."""
 
+import random
+
 import pytest
 import torch
 
-from softgrpo.evaluation import RecordFile, Sampling, read_records, sample
+from softgrpo.evaluation import RecordFile, Sampling, deal, read_records, sample
 from softgrpo.rewards import Judgement
 from softgrpo.rollout import Rollout
 from softgrpo.tasks import Problem
@@ -52,7 +54,7 @@ def _sample(path, engine, batch_size=4, judge=_judge):
     sampling = Sampling(PROBLEMS, PROMPTS, ThinkingConfig(), 2, 3, 5, judge, batch_size)
     with RecordFile(path, {}) as file:
         before = set(file.records)
-        sample(engine, sampling, file.records, file.append)
+        sample(engine, sampling, deal(sampling, file.records)[0], file.records, file.append)
         return file.records.keys() - before
 
 
@@ -100,6 +102,42 @@ def test_a_problems_samples_are_never_parted(tmp_path):
     engine = _Engine()
     _sample(tmp_path / "a.jsonl", engine, batch_size=1)
     assert engine.calls == [(1, 0), (1, 2), (1, 4)]
+
+
+def _plan(problems, num_samples, batch_size):
+    problems = [Problem(str(i), "?", "7") for i in range(problems)]
+    prompts = [[7]] * len(problems)
+    return Sampling(problems, prompts, ThinkingConfig(), num_samples, 3, 5, _judge, batch_size)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize("share_missing", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("batch_size", [1, 6, 100])
+def test_every_missing_sample_is_dealt_to_one_process(processes, share_missing, batch_size):
+    rng = random.Random(0)
+    for count in (1, 2, 11, 20):
+        sampling = _plan(count, 2, batch_size)
+        missing = {key for key in sampling.keys if rng.random() < share_missing}
+        shares = deal(sampling, set(sampling.keys) - missing, processes)
+        assert len(shares) == processes
+        parts = [part for share in shares for part in share]
+        dealt = [key for part in parts for key in sampling.keys_of(part)]
+        assert len(dealt) == len(set(dealt)) and missing <= set(dealt)
+        # Nothing is made again but with what is missing, and no process has two parts more.
+        assert all(missing & set(sampling.keys_of(part)) for part in parts)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_what_is_in_a_batch_does_not_depend_on_how_many_share(processes):
+    sampling = _plan(20, 2, 8)  # five batches
+    parts = [part for share in deal(sampling, (), processes) for part in share]
+    assert sorted(parts, key=min) == deal(sampling, ())[0]
+
+
+def test_where_there_are_few_problems_every_process_gets_some():
+    assert deal(_plan(5, 2, 100), (), 2) == [[range(3)], [range(3, 5)]]
+    assert deal(_plan(2, 2, 100), (), 3) == [[range(1)], [range(1, 2)], []]
 
 
 def test_a_verifier_that_fails_is_heard(tmp_path):

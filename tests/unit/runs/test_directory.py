@@ -81,6 +81,8 @@ def test_only_what_a_run_wrote_is_deleted(tmp_path):
     ours = ["metrics.jsonl", "curves.png", "evaluation/before-soft.jsonl",
             "evaluation/after-discrete.jsonl.damaged", "evaluation/summary.json",
             "samples/step-10.jsonl", "model/config.json", ".softgrpo.7.versions.json.tmp",
+            "evaluation/.softgrpo.before-soft.jsonl.1.tmp",
+            "evaluation/.softgrpo.before-soft.jsonl.1.tmp.damaged",
             "evaluation/.softgrpo.7.summary.json.tmp", "completions/completions_00002.parquet",
             "runs/Nov26_host/events.out.tfevents.1"]  # fmt: skip
     theirs = [
