@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from softgrpo.runs.eval_folder import check_output, records_path, report
 from softgrpo.runs.eval_options import EvalOptions, eval_options
 from softgrpo.runs.eval_plan import EvalPlan, plan_evaluation
 from softgrpo.runs.recording import record
+from softgrpo.training.together import num_processes
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ def evaluate(model: str | Path, *, display: Display | None = None, **options: An
         options: Fields of EvalOptions and of ThinkingConfig.
 
     Raises:
-        ValueError: An unknown option or a value of no use; nothing has been touched.
+        ValueError: An unknown option or a value of no use, or several processes; nothing has been
+            touched.
         RunFailed: A reward failed on the way.
     """
+    _require_one_process()
     display = display or Display()
     started, cpu = time.perf_counter(), time.process_time()
     chosen = eval_options(model, options)
@@ -73,6 +77,16 @@ def evaluate(model: str | Path, *, display: Display | None = None, **options: An
             raise reward_failed(error, f"what is finished is in {output}") from error
         report(output, time.perf_counter() - started, time.process_time() - cpu, display)
     return Evaluation(output, results)
+
+
+def _require_one_process() -> None:
+    """Refuse what a launcher has started several times; all would write the same files."""
+    count = max(num_processes(), int(os.environ.get("WORLD_SIZE", "1")))
+    if count > 1:
+        raise ValueError(
+            f"WORLD_SIZE={count}: an evaluation is made by one process; start it without a "
+            "launcher, on each device other benchmarks into an output of their own"
+        )
 
 
 def _engine(options: EvalOptions, plan: EvalPlan) -> Any:

@@ -55,6 +55,13 @@ def _only_file(output: Path) -> Path:
     return path
 
 
+def test_several_processes_of_a_launcher_are_refused(problems, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(_command(problems, tmp_path / "out")) == 2
+    assert "WORLD_SIZE=2: an evaluation is made by one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_evaluation_and_its_comparison(problems, tmp_path, capsys):
     soft, discrete = tmp_path / "soft", tmp_path / "discrete"
     assert main(_command(problems, soft)) == 0
