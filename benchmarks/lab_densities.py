@@ -2,7 +2,7 @@
 
     python benchmarks/lab_densities.py --seeds 0 1 2 --jobs 2
 
-Runs ``softgrpo train recipes/lab.yaml`` once a density and seed (one thread each, as many at a time
+Runs ``softgrpo train lab`` once a density and seed (one thread each, as many at a time
 as --jobs), keeps the runs under --output, skips those that are finished, and prints a Markdown
 table; the same numbers go to results.json there.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "lab-densities")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "lab.yaml")
+    parser.add_argument("--recipe", default="lab")
     parser.add_argument("--options", type=int, nargs="+", help="rows to run, from 0; all")
     arguments = parser.parse_args()
     names = [name for i, name in enumerate(OPTIONS) if i in (arguments.options or range(9))]
@@ -50,12 +50,12 @@ def main() -> None:
     print(table(results))
 
 
-def train(name: str, seed: int, recipe: Path, output: Path) -> Path:
+def train(name: str, seed: int, recipe: str, output: Path) -> Path:
     """One run; does nothing where it is finished."""
     folder = output / f"{name.split(' (')[0].replace(', ', '-').replace(' ', '-')}-{seed}"
     if (folder / "evaluation" / "summary.json").exists():
         return folder
-    command = [sys.executable, "-m", "softgrpo.cli.main", "train", str(recipe)]
+    command = [sys.executable, "-m", "softgrpo.cli.main", "train", recipe]
     command += ["--output_dir", str(folder), "--seed", str(seed), "--overwrite", *OPTIONS[name]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", default="startup.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        train = ["train", "recipes/quickstart.yaml", "--num_eval_problems", "0"]
+        train = ["train", "quickstart", "--num_eval_problems", "0"]
         train += ["--output_dir", str(Path(folder) / "run"), "--overwrite"]
         commands = {
             "softgrpo --help": [sys.executable, "-m", "softgrpo.cli.main", "--help"],

@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> int:
     from softgrpo.lab.base import make_base
 
     make_base(output, seed=options.seed)
-    print(f"base model in {output}; softgrpo train recipes/lab.yaml --model {output} uses it")
+    print(f"base model in {output}; softgrpo train lab --model {output} uses it")
     return 0
 
 
@@ -28,5 +28,5 @@ def _info() -> int:
     print(f"task      lab:chains, such as: {problem.prompt}")
     print(f"thought   {problem.completion}")
     print(f"model     {BASE_MODEL}: " + (f"{weights / 1e6:.1f} MB" if weights else "not made yet"))
-    print("train it  softgrpo train recipes/lab.yaml")
+    print("train it  softgrpo train lab")
     return 0

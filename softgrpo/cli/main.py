@@ -24,8 +24,9 @@ _OPEN = ("train", "plan", "serve")  # commands that read more options than the p
 
 _EXAMPLES = """\
 examples:
-  softgrpo plan recipes/quickstart.yaml
-  softgrpo train recipes/quickstart.yaml
+  softgrpo recipes
+  softgrpo plan quickstart
+  softgrpo train quickstart
   softgrpo generate runs/quickstart "7 + 7 + 4?" --show-thoughts
   softgrpo eval runs/quickstart --benchmarks gsm8k --data benchmark_files --limit 40
   softgrpo compare results/base results/trained
@@ -37,27 +38,37 @@ examples:
 _TRAIN = """\
 Train a model as a recipe says: evaluation before, training, evaluation after, a table.
 
-  softgrpo train recipes/quickstart.yaml
-  softgrpo train recipes/quickstart.yaml --learning_rate 5e-6 --output_dir runs/slower
-  softgrpo train recipes/quickstart.yaml --resume        goes on after Ctrl-C or a crash
-  softgrpo train recipes/quickstart.yaml --policy discrete --output_dir runs/discrete
+  softgrpo train quickstart
+  softgrpo train quickstart --learning_rate 5e-6 --output_dir runs/slower
+  softgrpo train quickstart --resume        goes on after Ctrl-C or a crash
+  softgrpo train quickstart --policy discrete --output_dir runs/discrete
+  softgrpo train my_recipe.yaml
 
-A recipe is a YAML file of fields, `name: value`; the same fields on the command line win over it.
+A recipe is a YAML file of fields, `name: value`, or the name of one that ships (softgrpo recipes
+lists them; a file of that path wins). Of several recipes later ones win, and fields on the command
+line win over all. A recipe's `extends: [NAME, ...]` reads other recipes before its own fields.
 Fields are those listed below with their defaults, and every other field of TRL's
 GRPOConfig (output_dir, learning_rate, max_steps, num_generations, max_completion_length, loss_type,
 seed, ...). The values of a list follow each other, and a mapping is YAML: --rewards numeric format
 --lora "{r: 8}". Paths are relative to the current directory.
 """
 
+_RECIPES = """\
+The recipes that ship, a line each; with a NAME the text of one, to save and edit.
+
+  softgrpo recipes
+  softgrpo recipes quickstart
+"""
+
 _PLAN = """\
 Say whether a recipe's run fits a device, phase by phase, and how long it takes: from the model's
 config alone, before anything is loaded or rented. Estimates, and they say so.
 
-  softgrpo plan recipes/quickstart.yaml
-  softgrpo plan recipes/quickstart.yaml --train_batch_tokens 2048 --json
-  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 4
-  softgrpo plan recipes/quickstart.yaml --device h100 --gpus 4 --fsdp
-  softgrpo plan recipes/quickstart.yaml --prompt-tokens 512      reads no problems
+  softgrpo plan quickstart
+  softgrpo plan quickstart --train_batch_tokens 2048 --json
+  softgrpo plan quickstart --device h100 --gpus 4
+  softgrpo plan quickstart --device h100 --gpus 4 --fsdp
+  softgrpo plan quickstart --prompt-tokens 512      reads no problems
   softgrpo plan --calibrate                  measures this machine once, for its times
 
 Fields of the recipe can be given as in `softgrpo train`. Where the run does not fit, it says which
@@ -181,10 +192,10 @@ class _Output:
 def _run(options: argparse.Namespace, rest: Sequence[str], is_debugging: bool) -> int:
     if options.command in ("train", "plan") and options.recipe:
         # What a text editor can put right needs no seconds of imports.
-        from softgrpo.runs.recipe import read_yaml
+        from softgrpo.runs.recipe_files import read_recipes
 
-        read_yaml(options.recipe)
-    if options.command not in ("lab", "compare"):
+        read_recipes(options.recipe)
+    if options.command not in ("lab", "compare", "recipes"):
         if sys.stderr.isatty():
             print("loading torch and transformers ...", file=sys.stderr)  # for ten seconds or so
         if not is_debugging:
@@ -207,6 +218,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, line, text, fill in (
         ("train", "train a model as a recipe says", _TRAIN, _add_train),
+        ("recipes", "the recipes that ship", _RECIPES, _add_recipes),
         ("plan", "whether a run fits, and how long it takes", _PLAN, _add_plan),
         ("generate", "generate from a model", _GENERATE, _add_generate),
         ("serve", "serve a model over HTTP, by vLLM", _SERVE, _add_serve),
@@ -232,23 +244,27 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     from softgrpo.thinking.fields import ThinkingFields
     from softgrpo.training.fields import TrainingFields
 
-    parser.usage = "softgrpo train RECIPE [--field value ...] [--resume | --overwrite]"
+    parser.usage = "softgrpo train RECIPE ... [--field value ...] [--resume | --overwrite]"
     parser.epilog = (
         f"fields of a run:\n{described(RunConfig)}\n\n"
         f"fields of thinking:\n{described(ThinkingFields)}\n\n"
         f"fields of training:\n{described(TrainingFields)}"
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file; recipes/ has some")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="+", help="a YAML file, or a name")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     how.add_argument("--overwrite", action="store_true", help="delete the run that is there")
 
 
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of one; prints it")
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     from softgrpo.planning.devices import DEVICES
 
-    parser.usage = "softgrpo plan [RECIPE] [--field value ...] [options]"
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, as of train")
+    parser.usage = "softgrpo plan [RECIPE ...] [--field value ...] [options]"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="*", help="as of softgrpo train")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one each (1)")
     parser.add_argument(
         "--device", choices=list(DEVICES), help="(cpu where the recipe says use_cpu, else h100)"

@@ -31,7 +31,8 @@ from softgrpo.reports import format_table
 from softgrpo.rollout.prepacked import WORTH_TOKENS
 from softgrpo.runs.plan import lora_config
 from softgrpo.runs.problems import load, prompt_format
-from softgrpo.runs.recipe import RunConfig, field_name, read_recipe, read_yaml
+from softgrpo.runs.recipe import RunConfig, field_name, read_recipe
+from softgrpo.runs.recipe_files import read_recipes
 from softgrpo.tasks import to_dataset
 from softgrpo.training import SofTGRPOConfig
 from softgrpo.training.engines import rollout_dtype
@@ -57,9 +58,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """
     if options.calibrate:
         _calibrate()
-        if options.recipe is None:
+        if not options.recipe:
             return 0
-    if options.recipe is None:
+    if not options.recipe:
         raise ValueError("RECIPE: must be given, or --calibrate")
     for name, least, most in (
         ("gpus", 1, 10**6),
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if value is not None and not least <= value <= most:
             option = name.replace("_", "-")
             raise ValueError(f"{option}={value}: must be from {least} to {most:,}")
-    is_for_cpu = read_yaml(options.recipe).get("use_cpu") is True
+    is_for_cpu = read_recipes(options.recipe).get("use_cpu") is True
     is_for_cpu = is_for_cpu or "use_cpu" in map(field_name, rest)
     name = options.device or ("cpu" if is_for_cpu else "h100")
     # Without it transformers would look for the GPUs here.
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     plan = make(shape, adapted, job, device, device_bytes)
     autocast = _autocast(args)
     about = {
-        "recipe": options.recipe,
+        "recipe": " ".join(options.recipe),
         "model": config.model,
         "device": name,
         "device_numbers": where,

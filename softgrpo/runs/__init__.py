@@ -2,7 +2,7 @@
 
     from softgrpo import runs
 
-    run = runs.train("recipes/lab.yaml", learning_rate=5e-6, output_dir="runs/slower")
+    run = runs.train("lab", learning_rate=5e-6, output_dir="runs/slower")
     run.after["soft"].pass_at_1
     runs.evaluate("runs/slower", samples=8).results
     print(runs.compare(["runs/slower"]))

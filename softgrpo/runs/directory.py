@@ -25,7 +25,7 @@ from softgrpo.files import (
     write_json,
     write_whole,
 )
-from softgrpo.runs.recipe import read_yaml
+from softgrpo.runs.recipe_files import read_yaml
 
 # What a run writes beside models and checkpoints: files, and folders where each is known by name.
 _FILES = ("metrics.jsonl", "curves.png", "config.yaml", "versions.json")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from softgrpo.files import read_text
+from softgrpo.runs.recipe_files import extended, find, read_recipes
 from softgrpo.runs.strict_yaml import load_yaml, plain
 from softgrpo.values import at_least, between, check, check_fields, shown
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Changes = Mapping[str, Any] | Sequence[str]
 """Fields that win over a recipe's: values by name, or ``--field value`` of a command line."""
+
+Recipe = str | Path | Mapping[str, Any] | Sequence[str | Path]
+"""A recipe: its file or its name, several that are read over one another, or its fields."""
 
 SECRETS = {"hub_token"}
 """Fields that a run does not write down."""
@@ -108,12 +111,13 @@ class RunConfig:
 
 
 def read_recipe(
-    recipe: str | Path | Mapping[str, Any], changes: Changes = ()
+    recipe: Recipe, changes: Changes = ()
 ) -> tuple[RunConfig, SofTGRPOConfig, dict[str, Any]]:
     """The run that a recipe and what is changed in it describe.
 
     Args:
-        recipe: Fields of RunConfig, SofTGRPOConfig and its parents, or a YAML file of them.
+        recipe: Fields of RunConfig, SofTGRPOConfig and its parents, and ``extends``: names of
+            recipes over which these are read. Or YAML files of them, and names of those that ship.
         changes: They win over the recipe.
 
     Returns:
@@ -124,17 +128,23 @@ def read_recipe(
     """
     # The imports take seconds, so a file that cannot be read is found before them.
     if isinstance(recipe, Mapping):
-        where, values = "recipe", plain(recipe, "recipe")
+        where, values = "recipe", extended(plain(recipe, "recipe"), "recipe")
         if not {"output_dir"} & (values.keys() | set(changes)):
             raise ValueError("output_dir: must be set, as a mapping has no name")
     else:
-        where, values = str(recipe), read_yaml(str(recipe))
-        values.setdefault("output_dir", f"runs/{Path(recipe).stem}")
+        names = recipe_names(recipe)
+        where, values = " ".join(names), read_recipes(names)
+        values.setdefault("output_dir", f"runs/{'-'.join(find(name).stem for name in names)}")
     if isinstance(changes, Mapping):
         changes = plain(changes, "fields")
     from softgrpo.runs.parser import parse
 
     return parse(values, changes, where)
+
+
+def recipe_names(recipe: str | Path | Sequence[str | Path]) -> list[str]:
+    """The paths and names of a recipe that is no mapping."""
+    return [str(recipe)] if isinstance(recipe, str | Path) else [str(name) for name in recipe]
 
 
 def field_name(argument: str) -> str | None:
@@ -149,20 +159,6 @@ def unknown_field(name: str, known: list[str], where: str) -> ValueError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return ValueError(f"{where}: unknown field {shown(name)}{hint}")
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The fields of a recipe's file, unchecked."""
-    try:
-        text = read_text(Path(path))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: no such recipe; it comes first: softgrpo train RECIPE --field value"
-        ) from error
-    values = load_yaml(text, path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: must hold fields, `name: value`, one a line")
-    return values
 
 
 def _check_choices(name: str, values: list[str], choices: list[str]) -> None:

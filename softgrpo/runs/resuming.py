@@ -8,7 +8,8 @@ from typing import Any
 
 from softgrpo.files import read_json
 from softgrpo.runs.directory import RunDirectory
-from softgrpo.runs.recipe import RunConfig, read_yaml
+from softgrpo.runs.recipe import RunConfig
+from softgrpo.runs.recipe_files import read_yaml
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.values import check
 

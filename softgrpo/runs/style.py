@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from softgrpo.runs.problems import prompt_format
-from softgrpo.runs.recipe import RunConfig, read_yaml
+from softgrpo.runs.recipe import RunConfig
+from softgrpo.runs.recipe_files import read_yaml
 from softgrpo.tasks import PromptFormat
 from softgrpo.thinking import ThinkingConfig
 from softgrpo.values import check

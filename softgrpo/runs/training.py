@@ -35,7 +35,14 @@ from softgrpo.runs.outcome import (
 )
 from softgrpo.runs.plan import Plan, make_plan
 from softgrpo.runs.progress import TrainingProgress
-from softgrpo.runs.recipe import SECRETS, Changes, field_name, read_recipe
+from softgrpo.runs.recipe import (
+    SECRETS,
+    Changes,
+    Recipe,
+    field_name,
+    read_recipe,
+    recipe_names,
+)
 from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 from softgrpo.training.together import together
@@ -56,7 +63,7 @@ class _Start:
 
 
 def train(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: Recipe,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -65,12 +72,13 @@ def train(
 ) -> Outcome:
     """Train what a recipe describes: evaluation before, training, evaluation after, a table.
 
-        train("recipes/lab.yaml", learning_rate=5e-6, output_dir="runs/slower")
+        train("lab", learning_rate=5e-6, output_dir="runs/slower")
 
     Ctrl-C and SIGTERM finish the step and save it, if this is the main thread.
 
     Args:
-        recipe: A YAML file, or its fields.
+        recipe: A YAML file, the name of a recipe that ships, a list of both, of which later ones
+            win, or the fields themselves.
         resume: Go on from the last checkpoint in output_dir, where there is one.
         overwrite: Delete the run that is there.
         display: Where it says how it goes; None: as the command line does.
@@ -84,7 +92,7 @@ def train(
 
 
 def start(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: Recipe,
     changes: Changes,
     resume: bool,
     overwrite: bool,
@@ -123,12 +131,13 @@ def start(
             return _carry_out(this, trainer, interrupt, started)
 
 
-def _call(recipe: str | Path | Mapping[str, Any], changes: Changes, resume: bool) -> str:
+def _call(recipe: Recipe, changes: Changes, resume: bool) -> str:
     """The command or the call that starts the run, or goes on with it; without secrets."""
+    names = [] if isinstance(recipe, Mapping) else recipe_names(recipe)
     if not isinstance(changes, Mapping):
-        words = ["softgrpo", "train", str(recipe), *_told(changes), *["--resume"] * resume]
+        words = ["softgrpo", "train", *names, *_told(changes), *["--resume"] * resume]
         return shlex.join(words)
-    what = "{...}" if isinstance(recipe, Mapping) else repr(str(recipe))
+    what = repr(names[0] if len(names) == 1 else names) if names else "{...}"
     given = [f"{name}={shown(x)}" for name, x in changes.items() if name not in SECRETS]
     return f"softgrpo.runs.train({', '.join([what, *given, *['resume=True'] * resume])})"
 

