@@ -29,7 +29,7 @@ from softgrpo.planning.memory import Kinds, Phase, memory, peak
 from softgrpo.planning.shapes import Shape, shape_of
 from softgrpo.reports import format_table
 from softgrpo.rollout.prepacked import WORTH_TOKENS
-from softgrpo.runs.plan import lora_config
+from softgrpo.runs.plan import lora_config, within
 from softgrpo.runs.problems import load, prompt_format
 from softgrpo.runs.recipe import RunConfig, field_name, read_recipe
 from softgrpo.runs.recipe_files import read_recipes
@@ -142,8 +142,9 @@ def job_of(
     """The job of a recipe, as ``read_recipe`` gives it for one process, in each of several."""
     processes = options.gpus
     steps = int(args.steps_per_generation or 1)
-    if values.get("generation_batch_size"):  # of all processes together
+    if values.get("generation_batch_size") or args.update_batch_size:  # of all processes together
         steps = max(1, steps // processes)
+    args.gradient_accumulation_steps = args.accumulation_steps(processes)
     args.generation_batch_size = args.per_device_train_batch_size * processes * steps
     args.steps_per_generation = steps
     updates = args.num_steps(prompts.count)
@@ -233,9 +234,10 @@ def _prompts(config: RunConfig, args: SofTGRPOConfig, place: str, given: int | N
     rows = to_dataset([*train, *held_out], prompt_format(config), config.chat)
     template_options: Any = args.chat_template_kwargs
     ids = tokenize_prompts(tokenizer, rows["prompt"][:], template_options=template_options)
-    own = ids[: len(train)]
+    kept, _ = within(config.max_prompt_tokens, ids[: len(train)])
+    own = [ids[i] for i in kept]
     common = os.path.commonprefix([min(own), max(own)])
-    return Prompts(len(train), max(map(len, ids)), len(common))
+    return Prompts(len(own), max(map(len, [*own, *ids[len(train) :]])), len(common))
 
 
 def _shapes(config: RunConfig, args: SofTGRPOConfig, model_config: Any) -> tuple[Shape, Shape]:

@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     )
     lora = lora_config(config)
     train = load(config, "train", config.num_train_problems)
-    num_steps = args.num_steps(len(train))
+    args.check_num_prompts(len(train))
     problems = load(config, "eval", config.num_eval_problems) if config.num_eval_problems else []
 
     place = resolve_model(str(config.model))
@@ -108,6 +108,10 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     template_options = cast(dict[str, Any] | None, args.chat_template_kwargs)
     tokenize = partial(tokenize_prompts, tokenizer, template_options=template_options)
     train_ids = tokenize(rows["prompt"][:])
+    kept, left_out = within(config.max_prompt_tokens, train_ids)
+    train, train_ids = [train[i] for i in kept], [train_ids[i] for i in kept]
+    rows, notes = rows.select(kept), [*notes, *left_out]
+    num_steps = args.num_steps(len(train))
     eval_ids = tokenize(held_out["prompt"][:]) if held_out else []
     context = getattr(text_config, "max_position_embeddings", None)
     _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
@@ -143,6 +147,25 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         lora=lora,
         notes=notes,
     )
+
+
+def within(limit: int | None, prompt_ids: Sequence[Sequence[int]]) -> tuple[list[int], list[str]]:
+    """The training prompts that are not too long, by index, and what is said of the others.
+
+    Raises:
+        ValueError: All are.
+    """
+    if limit is None:
+        return list(range(len(prompt_ids))), []
+    kept = [i for i, ids in enumerate(prompt_ids) if len(ids) <= limit]
+    if not kept:
+        raise ValueError(
+            f"max_prompt_tokens={limit}: the shortest prompt of the {len(prompt_ids):,} training "
+            f"problems has {min(map(len, prompt_ids)):,} tokens; raise it"
+        )
+    left_out = len(prompt_ids) - len(kept)
+    note = f"{left_out:,} of {len(prompt_ids):,} problems left out: prompts over {limit:,} tokens"
+    return kept, [note] if left_out else []
 
 
 def give_pad_token(tokenizer: Any) -> list[str]:

@@ -56,10 +56,13 @@ class RunConfig:
     )
     task_options: dict[str, Any] | str | None = _help(
         "reasoning_gym: the fields of its data set; a file: question_column, answer_column, "
-        "eval_source; hub: the columns, name, split, eval_split, revision."
+        "eval_source, eval_share; hub: the columns, name, split, eval_split, eval_share, revision."
     )
     num_train_problems: Annotated[int | None, at_least(1)] = _help(
         "Training problems; none: all of a file."
+    )
+    max_prompt_tokens: Annotated[int | None, at_least(1)] = _help(
+        "Training problems whose prompts are longer are left out, and counted; none: none is."
     )
     problem_seed: Annotated[int, between(0, 2**32 - 1)] = _help(
         "Seed that chooses the problems.", 0

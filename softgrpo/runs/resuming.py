@@ -21,9 +21,10 @@ _EVALUATED = (
 )  # fmt: skip
 # What a checkpoint's weights, its place in the data and its unused rollouts were made with.
 _TRAINED = (
-    "lora", "optim", "num_train_problems", "data_seed", "shuffle_dataset", "num_generations",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size",
-    "steps_per_generation", "num_iterations", "density", "reduction", "beta",
+    "lora", "optim", "num_train_problems", "max_prompt_tokens", "data_seed", "shuffle_dataset",
+    "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "update_batch_size", "generation_batch_size", "steps_per_generation", "num_iterations",
+    "density", "reduction", "beta",
 )  # fmt: skip
 # What is still to be done when training has ended.
 _AFTERWARDS = ("num_eval_problems", "eval_decodings", "output_dir")

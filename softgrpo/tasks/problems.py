@@ -11,7 +11,7 @@ from typing import Any, Literal
 Split = Literal["train", "eval"]
 
 EVAL_SHARE = 0.2
-"""The share of all possible questions that is held out for evaluation."""
+"""The share of all possible questions that is held out for evaluation, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def question_digest(question: str) -> str:
     return hashlib.sha256(" ".join(question.split()).encode(errors="surrogatepass")).hexdigest()
 
 
-def split_of(question: str) -> Split:
+def split_of(question: str, eval_share: float = EVAL_SHARE) -> Split:
     """The side a question belongs to, decided by its text alone.
 
     No seed, order or file enters, so a question seen in training is never one of evaluation.
     """
-    return "eval" if int(question_digest(question)[:8], 16) < EVAL_SHARE * 2**32 else "train"
+    return "eval" if int(question_digest(question)[:8], 16) < eval_share * 2**32 else "train"

@@ -15,8 +15,10 @@ from softgrpo.tasks.problems import EVAL_SHARE, Problem, Split, question_digest,
 from softgrpo.tasks.tables import SUFFIXES, read_file, read_hub, to_problems
 from softgrpo.values import check
 
-_FILE_OPTIONS = {"question_column", "answer_column", "eval_source"}
-_HUB_OPTIONS = {"question_column", "answer_column", "name", "split", "eval_split", "revision"}
+_FILE_OPTIONS = {"question_column", "answer_column", "eval_source", "eval_share"}
+_HUB_OPTIONS = {
+    "question_column", "answer_column", "name", "split", "eval_split", "eval_share", "revision",
+}  # fmt: skip
 
 
 def load_problems(
@@ -29,8 +31,9 @@ def load_problems(
 ) -> list[Problem]:
     """Loads one side of a source.
 
-    A fifth of all questions is held out for eval by a hash of their text, unless the options name
-    held-out data; then eval is that data, and train is the source without its questions.
+    A fifth of all questions is held out for eval by a hash of their text, of a table as many as its
+    option `eval_share` says, unless the options name held-out data; then eval is that data, and
+    train is the source without its questions.
 
     Args:
         source: One of
@@ -78,11 +81,12 @@ def load_problems(
             f"unknown source {source!r}; expected reasoning_gym:NAME, a path ending in "
             f"{' or '.join(SUFFIXES)}, or hub:ORG/NAME"
         )
-    problems = _side(load, table, held_out, split)
+    share = options.get("eval_share", EVAL_SHARE)
+    problems = _side(load, table, held_out, split, share)
     if len(problems) < (num_problems or 1):
         raise ValueError(
             f"num_problems={num_problems}: {source} has {len(problems)} for split {split!r}, with "
-            + (f"{held_out!r} held out" if held_out else f"{EVAL_SHARE:.0%} held out by hash")
+            + (f"{held_out!r} held out" if held_out else f"{share:.0%} held out by hash")
             + "; ask for fewer, give more, or name held-out data by the option "
             + ("eval_split" if source.startswith("hub:") else "eval_source")
         )
@@ -93,10 +97,14 @@ def load_problems(
 
 
 def _side(
-    load: Callable[[str], list[Problem]], table: str, held_out: str | None, split: Split
+    load: Callable[[str], list[Problem]],
+    table: str,
+    held_out: str | None,
+    split: Split,
+    share: float,
 ) -> list[Problem]:
     if held_out is None:
-        return [problem for problem in load(table) if split_of(problem.question) == split]
+        return [problem for problem in load(table) if split_of(problem.question, share) == split]
     if split == "eval":
         return load(held_out)
     digests = {question_digest(problem.question) for problem in load(held_out)}
@@ -115,8 +123,11 @@ def _load_hub(repo: str, options: Mapping[str, Any], hub_split: str) -> list[Pro
 
 
 def _check_options(source: str, options: Mapping[str, Any], known: set[str]) -> None:
-    """Options of a table: all of them are names."""
+    """Options of a table: all of them are names, but for a share."""
     if unknown := options.keys() - known:
         raise ValueError(f"{source}: unknown options {sorted(unknown)}; there are {sorted(known)}")
     for name, value in options.items():
-        check(f"task_options.{name}", value, str | None)
+        check(f"task_options.{name}", value, float if name == "eval_share" else str | None)
+    share = options.get("eval_share", 0)
+    if not 0 <= share < 1:
+        raise ValueError(f"task_options.eval_share={share}: must be in [0, 1); 0 holds none out")

@@ -108,7 +108,16 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
         if self.num_generations is None:
             raise ValueError("num_generations: must have a value, of 2 or more")
         check_ranges(self, _OF_TRL | ranges(TrainingFields))
+        if self.update_batch_size is not None and self.steps_per_generation is None:
+            self.generation_batch_size = self.generation_batch_size or self.update_batch_size
         super().__post_init__()
+        given, wanted = self.gradient_accumulation_steps, self.accumulation_steps(self.world_size)
+        if given not in (1, wanted):
+            raise ValueError(
+                f"gradient_accumulation_steps={given}: update_batch_size={self.update_batch_size} "
+                f"makes {wanted} of it; leave one of them out"
+            )
+        self.gradient_accumulation_steps = wanted
         for name, off, why in _UNSUPPORTED:
             if getattr(self, name) != off:
                 raise ValueError(f"{name}={getattr(self, name)}: not supported by softgrpo: {why}")
@@ -163,6 +172,23 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
     def thinking(self) -> ThinkingConfig:
         """The rollout's ThinkingConfig."""
         return ThinkingConfig(**{f.name: getattr(self, f.name) for f in fields(ThinkingConfig)})
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Micro-batches of an update in each of so many processes.
+
+        Raises:
+            ValueError: update_batch_size is no multiple of theirs.
+        """
+        if self.update_batch_size is None:
+            return self.gradient_accumulation_steps
+        at_once = self.per_device_train_batch_size * num_processes
+        if self.update_batch_size % at_once:
+            raise ValueError(
+                f"update_batch_size={self.update_batch_size}: must be a multiple of {at_once} "
+                f"(per_device_train_batch_size={self.per_device_train_batch_size} in "
+                f"{num_processes} processes); lower the latter"
+            )
+        return self.update_batch_size // at_once
 
     def check_num_prompts(self, num_prompts: int) -> int:
         """How many rollouts an epoch has; prompts that fill none are left out.

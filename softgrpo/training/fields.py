@@ -65,6 +65,12 @@ class TrainingFields:
         "Most tokens of a pass through the policy or the reference, rollouts aside; a batch with "
         "more is passed in parts.",
     )
+    # Where neither generation_batch_size nor steps_per_generation is set, a rollout has as many.
+    update_batch_size: Annotated[int | None, at_least(1)] = setting(
+        None,
+        "Completions of an update, over all processes: gradient_accumulation_steps follows from "
+        "it; default: as that says.",
+    )
     # A text for the parser's sake, which takes a bool or text but not both. Afterwards a bool,
     # which transformers and TRL read; is_checkpointing_auto says whether it was auto.
     gradient_checkpointing: str = setting(

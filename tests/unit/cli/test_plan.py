@@ -58,6 +58,32 @@ def test_processes_share_the_problems(recipe, capsys):
     assert sharded["memory"]["update"]["moments"] < one["memory"]["update"]["moments"]
 
 
+def test_the_batch_of_all_processes_is_the_recipe_s(recipe, capsys):
+    words = [recipe, "--per_device_train_batch_size", "2", "--generation_batch_size", "128"]
+    words += ["--update_batch_size", "64", "--gradient_accumulation_steps", "1"]
+    one, four = plan(capsys, *words)["job"], plan(capsys, *words, "--gpus", "4")["job"]
+    assert (one["sequences"], one["micro_batches"]) == (128, 32)
+    assert (four["sequences"], four["micro_batches"]) == (32, 8)
+    for name in ("updates", "rollouts", "recomputes_old"):
+        assert one[name] == four[name]
+    assert one["updates"] == 2 * one["rollouts"]
+    assert main(["plan", *words, "--gpus", "3"]) == 2
+    assert "update_batch_size=64: must be a multiple of 6 " in capsys.readouterr().err
+
+
+def test_prompts_that_are_left_out_are_not_planned_for(recipe, capsys, tmp_path):
+    data = tmp_path / "sums.jsonl"
+    rows = [{"question": "1 + 1 = " * n, "answer": "2"} for n in (1, 1, 1, 1, 50)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [recipe, "--task", str(data), "--num_train_problems", "null", "--num_eval_problems"]
+    words += ["0", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"]
+    words += ["--task_options", "{eval_share: 0}"]
+    whole = plan(capsys, *words)["job"]
+    short = plan(capsys, *words, "--max_prompt_tokens", "100")["job"]
+    assert whole["prompt_tokens"] > 100 >= short["prompt_tokens"]
+    assert (whole["updates"], short["updates"]) == (15, 12)
+
+
 def test_fields_and_devices_on_the_command_line(recipe, capsys):
     words = [recipe, "--device", "h100", "--beta", "0.1", "--train_batch_tokens", "100"]
     found = plan(capsys, *words, "--bf16", "true", "--prompt-tokens", "30")

@@ -80,6 +80,13 @@ def test_generated_problems_are_right_reproducible_and_a_prefix_of_more() -> Non
         ),
         ("no/such.jsonl", 5, {"eval_source": ["a"]}, r"task_options.eval_source=\['a'\]: must be"),
         ("hub:org/name", 5, {"eval_split": {}}, r"task_options.eval_split=\{\}: must be text"),
+        (
+            "a.jsonl",
+            5,
+            {"eval_share": "0"},
+            r"task_options.eval_share='0': must be a finite number",
+        ),
+        ("a.jsonl", 5, {"eval_share": 1}, r"task_options.eval_share=1: must be in \[0, 1\)"),
         ("hub:org/name", 5, {"eval_source": "a"}, r"unknown options \['eval_source'\]"),
     ],
 )
@@ -100,6 +107,18 @@ def test_jsonl_is_split_whole_and_in_order(tmp_path: Path) -> None:
     assert train[0].question == f"{index} + 1?"
     assert train[0].answer == str(index + 1)
     assert train[0].metadata == {"level": index % 3}
+
+
+def test_as_many_are_held_out_as_the_share_says(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "sums.jsonl", sums(1000))
+    assert len(load(path, eval_share=0)) == 1000
+    with pytest.raises(ValueError, match="has 0 for split 'eval', with 0% held out"):
+        load(path, "eval", eval_share=0)
+    half = load(path, "eval", eval_share=0.5)
+    assert abs(len(half) - 500) < 60
+    fifth = {problem.id for problem in load(path, "eval")}
+    assert fifth == {problem.id for problem in load(path, "eval", eval_share=0.2)}
+    assert fifth < {problem.id for problem in half}
 
 
 def test_num_problems_draws_by_seed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ ROLLOUTS = [
     ({"gradient_accumulation_steps": 3, "steps_per_generation": 2}, 4),
     ({"num_iterations": 2}, 2),
     ({"generation_batch_size": 32}, 8),
+    ({"generation_batch_size": 32, "update_batch_size": 16}, 8),
 ]
 
 
@@ -31,6 +32,44 @@ def test_the_trainer_refuses_them_too(tmp_path):
                         per_device_train_batch_size=4)  # fmt: skip
     with pytest.raises(ValueError, match="8 training problems are fewer than the 9 prompts"):
         make_trainer("tied", args).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "accumulation", "of_a_rollout"),
+    [
+        ({}, 3, 24),
+        ({"gradient_accumulation_steps": 3}, 3, 24),
+        ({"generation_batch_size": 48}, 3, 48),
+        ({"steps_per_generation": 1}, 3, 8),
+        ({"per_device_train_batch_size": 4}, 6, 24),
+    ],
+)
+def test_an_update_has_as_many_completions_as_it_says(
+    settings, accumulation, of_a_rollout, tmp_path
+):
+    args = train_config(tmp_path, update_batch_size=24, **settings)
+    assert args.gradient_accumulation_steps == args.accumulation_steps(1) == accumulation
+    assert args.generation_batch_size == of_a_rollout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"update_batch_size": 20}, r"generation_batch_size \(20\) must be divisible"),
+        (
+            {"update_batch_size": 20, "generation_batch_size": 40},
+            r"update_batch_size=20: must be a multiple of 8 \(per_device_train_batch_size=8 in 1 ",
+        ),
+        (
+            {"update_batch_size": 24, "gradient_accumulation_steps": 2},
+            "gradient_accumulation_steps=2: update_batch_size=24 makes 3 of it; leave one of them",
+        ),
+        ({"update_batch_size": 0}, "update_batch_size=0: must be >= 1"),
+    ],
+)
+def test_batches_that_contradict_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_config(tmp_path, **settings)
 
 
 @pytest.mark.parametrize("settings", [settings for settings, _ in ROLLOUTS], ids=str)
