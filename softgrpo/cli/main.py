@@ -42,7 +42,14 @@ Train a model as a recipe says: evaluation before, training, evaluation after, a
   softgrpo train quickstart --learning_rate 5e-6 --output_dir runs/slower
   softgrpo train quickstart --resume        goes on after Ctrl-C or a crash
   softgrpo train quickstart --policy discrete --output_dir runs/discrete
-  softgrpo train my_recipe.yaml
+  softgrpo train recipe.yaml
+
+Which way fits which machine (softgrpo plan says more; docs/reproduce.md has the paper's runs):
+  softgrpo train quickstart                              two CPU cores
+  softgrpo train paper/r1-1.5b-soft on/1x24gb            one GPU of 24 GB: LoRA
+  softgrpo train paper/r1-1.5b-soft on/1x80gb            one GPU of 80 GB: LoRA
+  accelerate launch --config_file recipes/accelerate/fsdp2.yaml --num_processes 8 \\
+      -m softgrpo.cli.main train paper/r1-7b-soft        eight GPUs of 80 GB: all weights
 
 A recipe is a YAML file of fields, `name: value`, or the name of one that ships (softgrpo recipes
 lists them; a file of that path wins). Of several recipes later ones win, and fields on the command

@@ -37,7 +37,7 @@ SMALL_RECIPE = {
     "max_steps": 1, "save_steps": 1, "num_train_problems": None, "num_eval_problems": 2,
     "eval_samples": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
     "steps_per_generation": 1, "num_generations": 2, "max_completion_length": 6,
-    "use_cpu": True, "bf16": False,
+    "use_cpu": True, "bf16": False, "generation_batch_size": None, "update_batch_size": None,
 }  # fmt: skip
 SMALL_EVAL = ["--limit", "2", "--samples", "8", "--max-new-tokens", "4", "--overwrite"]
 SMALL_GENERATE = ["--max-new-tokens", "4"]
@@ -126,7 +126,7 @@ def folder(tiny, tmp_path, monkeypatch) -> Path:
 
 def small_recipe(fields: dict, model: str) -> str:
     fields = fields | SMALL_RECIPE
-    if fields["model"].startswith("package:"):
+    if fields["model"] != "lab":
         fields["model"] = model
     if ":" in fields["task"]:
         fields["num_train_problems"] = 8
@@ -147,8 +147,9 @@ def needs_more(words: list[str]) -> bool:
     """Whether it needs vLLM, a GPU, the hub or minutes; help has been shown already."""
     line = " ".join(words)
     on_hub = "--benchmarks" in words and "--data" not in words
+    of_paper = r"^(train|plan) paper/|^compare results/r1"
     others = r"^serve|--server|--engine vllm|make-base|--calibrate|--help"
-    return on_hub or bool(re.search(others, line))
+    return on_hub or bool(re.search(f"{of_paper}|{others}", line))
 
 
 def check(words: list[str], model: str) -> None:
