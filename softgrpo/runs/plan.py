@@ -127,7 +127,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         judge=judge,
         batch_size=args.rollout_batch_size,
     )
-    count = config.num_samples_kept
+    count = 4 if config.num_samples_kept is None else config.num_samples_kept
     return Plan(
         config=config,
         args=args,

@@ -93,7 +93,8 @@ class RunConfig:
     sample_steps: Annotated[int, at_least(1)] = _help(
         "Keep a few completions and their traces every so many steps.", 10
     )
-    num_samples_kept: Annotated[int, at_least(0)] = _help("How many.", 4)
+    # None is what runs of before have written down.
+    num_samples_kept: Annotated[int | None, at_least(0)] = _help("How many; none: 4.")
 
     def __post_init__(self) -> None:
         for name in ("model", "task"):

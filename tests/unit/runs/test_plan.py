@@ -40,7 +40,10 @@ def test_training_loses_long_prompts_and_evaluation_none(tmp_path):
         "".join(json.dumps({"question": f"e d c b {x}", "answer": "1"}) + "\n" for x in "klm")
     )
     options = {"task_options": {"eval_source": str(held_out)}, "max_prompt_tokens": 3}
-    plan = make_plan(*read_recipe(path, options)[:2])
+    plan = make_plan(*read_recipe(path, options | {"num_samples_kept": None})[:2])
+    assert (
+        len(plan.shown.problems) == 3
+    )  # all there are; None is what runs of before have written down
     assert len(plan.train) == 50 and plan.num_steps == 50
     assert "4 of 54 problems left out: prompts over 3 tokens" in plan.notes
     (sampling, *_) = plan.decodings.values()
