@@ -59,7 +59,7 @@ from softgrpo.rollout.vllm_plugin.wire import (
     encode_request,
     num_logprobs,
 )
-from softgrpo.thinking import Objective, ThinkingConfig
+from softgrpo.thinking import Objective, ThinkingConfig, transfer
 from softgrpo.thinking import advance as advancing
 from softgrpo.thinking.noise import NoiseTable
 from softgrpo.thinking.phases import Markers
@@ -175,7 +175,7 @@ def _stopwatch(clock: Clock) -> Iterator[list[float]]:
         nothing()
     own = (clock() - start - on_device[0]) / 10_000
 
-    names = [(advancing, "_draw"), (advancing, "_join")]
+    names = [(advancing, "_draw"), (advancing, "_join"), (transfer, "spread")]
     names += [(rollout_batch, name) for name in ("settle", "mix")]
     names += [(DecodingBatch, name) for name in ("_keep", "_next_logits")]
     names += [(NoiseTable, "next")]
