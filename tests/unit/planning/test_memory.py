@@ -56,7 +56,7 @@ def test_the_cache_has_the_engines_size(sequences, limit):
 
 
 def test_what_is_known_of_replay_and_rollout_is_theirs():
-    defaults = [inspect.signature(f).parameters for f in (layouts.Blocks.of, Prefill)]
+    defaults = [inspect.signature(f).parameters for f in (layouts.in_blocks, Prefill)]
     assert (layouts._LONG, defaults[0]["block"].default) == (counted._LONG, counted._BLOCK)
     assert defaults[1]["max_tokens"].default == counted._PREFILL_TOKENS
     assert counted._CACHE_SHARE == cache._CACHE_SHARE
