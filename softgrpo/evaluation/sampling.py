@@ -88,8 +88,9 @@ def deal(
     """Which problems each process has to sample, in parts that go to its engine as they are.
 
     A part is as many problems as fill a batch, whatever the number of processes, and fewer only
-    where one would get none: what is in a batch has a say in a model's rounding. For the same
-    reason a part that is recorded in part is made again as a whole. Parts are dealt out in turn.
+    where there is no full batch for each: what is in a batch has a say in a model's rounding. For
+    the same reason a part that is recorded in part is made again as a whole. Parts are dealt out in
+    turn.
 
     Args:
         sampling: What to sample.

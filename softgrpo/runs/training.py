@@ -245,10 +245,9 @@ def _train(this: _Start, trainer: SofTGRPOTrainer) -> bool:
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = state
             return False
-    if trainer.is_world_process_zero():
-        directory = this.directory
-        for path in (*directory.former_records("after"), directory.summary):
-            path.unlink(missing_ok=True)
+    # In every process, which may have a part on a disk of its own.
+    for path in (*this.directory.former_records("after"), this.directory.summary):
+        path.unlink(missing_ok=True)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except NonFiniteLogitsError as error:

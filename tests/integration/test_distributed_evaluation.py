@@ -87,7 +87,7 @@ if dist.is_initialized():
 
 
 def _run(kind, folder, *starts, processes=2):
-    run_processes(PROGRAM, kind, str(folder), json.dumps(starts), processes=processes, timeout=120)
+    run_processes(PROGRAM, kind, str(folder), json.dumps(starts), processes=processes, timeout=300)
 
 
 def _sorted_lines(run, name):

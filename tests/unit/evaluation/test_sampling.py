@@ -135,7 +135,7 @@ def test_what_is_in_a_batch_does_not_depend_on_how_many_share(processes):
     assert sorted(parts, key=min) == deal(sampling, ())[0]
 
 
-def test_where_there_are_few_problems_every_process_gets_some():
+def test_where_there_is_no_full_batch_for_each_the_problems_are_split():
     assert deal(_plan(5, 2, 100), (), 2) == [[range(3)], [range(3, 5)]]
     assert deal(_plan(2, 2, 100), (), 3) == [[range(1)], [range(1, 2)], []]
 
