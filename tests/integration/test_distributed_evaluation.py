@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 FIELDS = {
     "learning_rate": 0.0, "num_eval_problems": 8, "eval_samples": 2, "rollout_batch_size": 4,
-    "num_samples_kept": 8, "sample_steps": 2, "max_steps": 2, "ddp_timeout": 60,
+    "num_samples_kept": 8, "sample_steps": 2, "max_steps": 2,
     "eval_decodings": ["soft"], "eval_reward": "judges:judge",
 }  # fmt: skip
 JUDGES = """
