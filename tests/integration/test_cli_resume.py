@@ -125,10 +125,13 @@ def test_a_run_is_not_written_over_what_it_is_made_from(
     assert _all_files(run) == before
 
 
-def test_another_number_of_processes_is_refused(resume, run, capsys):
+def test_another_number_of_processes_is_refused_where_there_is_something_to_train(
+    resume, run, capsys
+):
     checkpoint = run / "checkpoint-2"
     shutil.copy(checkpoint / "rollouts_0.safetensors", checkpoint / "rollouts_1.safetensors")
-    assert resume() == 2
+    assert resume() == 0
+    assert resume(max_steps=3) == 2
     assert "made by 2 processes and there are 1" in capsys.readouterr().err
 
 
