@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 
 from softgrpo.files import read_text
-from softgrpo.runs.recipe_files import shipped
+from softgrpo.runs.recipe_files import listed, shipped
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,10 +18,9 @@ def run(options: argparse.Namespace) -> int:
     """
     found = shipped()
     if options.name is None:
-        listed = {name: path for name, path in found.items() if "parts" not in Path(name).parts}
-        width = max(map(len, listed))
-        for name, path in listed.items():
-            print(f"{name.ljust(width)}  {_first_comment(path)}")
+        width = max(map(len, listed()))
+        for name in listed():
+            print(f"{name.ljust(width)}  {_first_comment(found[name])}")
         return 0
     if options.name not in found:
         near = difflib.get_close_matches(options.name, found, n=1)

@@ -14,8 +14,6 @@ from softgrpo.runs.strict_yaml import load_yaml
 from softgrpo.values import check
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
-# Pieces that recipes are made of, for a machine, and for another program: no run by themselves.
-_PIECES = ("parts", "on", "accelerate")
 
 
 def shipped() -> dict[str, Path]:
@@ -24,9 +22,9 @@ def shipped() -> dict[str, Path]:
     return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in files}
 
 
-def runs_that_ship() -> list[str]:
-    """The names that are a run by themselves."""
-    return [name for name in shipped() if not set(_PIECES) & set(Path(name).parts)]
+def listed() -> list[str]:
+    """What of it a user would name: all but the pieces that recipes are made of."""
+    return [name for name in shipped() if "parts" not in Path(name).parts]
 
 
 def find(name: str, folder: Path = Path()) -> Path:
@@ -35,17 +33,17 @@ def find(name: str, folder: Path = Path()) -> Path:
     return path if path.is_file() else shipped().get(name, path)
 
 
-def read_recipes(names: Sequence[str]) -> dict[str, Any]:
+def read_recipes(recipes: Sequence[str]) -> dict[str, Any]:
     """The fields of recipes that are read over one another, the last one's above all.
 
     Args:
-        names: Paths, and names of those that ship.
+        recipes: Paths, and names of those that ship.
 
     Raises:
         ValueError: There is no such recipe, or it holds no fields; names it.
     """
     values: dict[str, Any] = {}
-    for name in names:
+    for name in recipes:
         values |= read_yaml(name)
     return values
 
@@ -70,10 +68,10 @@ def extended(
         ValueError: As ``read_recipes``, or files that extend one another.
     """
     own = dict(values)
-    names = own.pop("extends", [])
-    check(f"{where}: extends", names, list[str])
+    below = own.pop("extends", [])
+    check(f"{where}: extends", below, list[str])
     found: dict[str, Any] = {}
-    for name in names:
+    for name in below:
         found |= _read(name, folder, above)
     return found | own
 
@@ -84,7 +82,7 @@ def _read(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         values = load_yaml(read_text(path), str(path))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{path}: no such recipe; a file, or one of {', '.join(runs_that_ship())}; it comes "
+            f"{path}: no such recipe; a file, or one of {', '.join(listed())}; recipes come "
             "first: softgrpo train RECIPE --field value"
         ) from error
     if not isinstance(values, dict):

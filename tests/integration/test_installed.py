@@ -61,7 +61,8 @@ def bin_folder(tmp_path_factory) -> Path:
 
 def test_it_trains_and_generates_by_name(bin_folder, tmp_path):
     softgrpo = bin_folder / "softgrpo"
-    assert "quickstart" in run(softgrpo, "recipes", cwd=tmp_path)
+    listed = run(softgrpo, "recipes", cwd=tmp_path)
+    assert {"quickstart", "paper/r1-1.5b-soft", "accelerate/fsdp2"} < set(listed.split())
     assert "lab:chains" in run(softgrpo, "recipes", "lab", cwd=tmp_path)
     assert "softgrpo train lab" in run(softgrpo, "lab", "info", cwd=tmp_path)
     assert "fits    yes" in run(softgrpo, "plan", "lab", cwd=tmp_path)

@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from softgrpo.checkpoints import complete_checkpoints
 from softgrpo.cli.main import main
-from softgrpo.runs.recipe_files import runs_that_ship
+from softgrpo.runs.recipe_files import listed
 from softgrpo.thinking import SoftTrace
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
-RUNS = [[name] for name in runs_that_ship() if name.startswith("paper/")]
+RUNS = [[name] for name in listed() if name.startswith("paper/")]
 RUNS += [["paper/r1-1.5b-soft", "on/1x80gb"], ["paper/llama-3b-discrete", "on/1x24gb"]]
 RUNS += [["paper/r1-7b-soft", "on/1x24gb-7b"]]
 R1 = (

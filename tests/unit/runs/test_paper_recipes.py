@@ -10,10 +10,10 @@ import pytest
 
 from softgrpo.cli.main import main
 from softgrpo.runs.recipe import read_recipe
-from softgrpo.runs.recipe_files import read_recipes, runs_that_ship
+from softgrpo.runs.recipe_files import listed, read_recipes
 from tests.helpers import ROOT, SHARED
 
-RUNS = [name for name in runs_that_ship() if name.startswith("paper/")]
+RUNS = [name for name in listed() if name.startswith("paper/")]
 MODELS = {"r1-1.5b": 4, "llama-3b": 8, "r1-7b": 8}  # and the GPUs of the authors
 SETTINGS = SHARED / "reference" / "authors_settings.md"
 

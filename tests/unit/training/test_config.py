@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import TRAIN_PROMPTS, make_trainer, train_config
+from tests.helpers import TRAIN_PROMPTS, make_trainer, run_processes, train_config
 
 # Settings, and the prompts that one rollout takes with four generations of each.
 ROLLOUTS = [
@@ -93,3 +93,17 @@ def test_a_run_of_no_steps_is_refused(settings, tmp_path):
 def test_a_weight_that_is_not_finite_is_refused(weight, tmp_path):
     with pytest.raises(ValueError, match="reward_weights"):
         train_config(tmp_path, reward_weights=[1.0, weight])
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_it_is_an_update_of_all_processes(tmp_path):
+    script = (
+        "import sys\nfrom tests.helpers import train_config\n"
+        "args = train_config(sys.argv[1], update_batch_size=32, generation_batch_size=64)\n"
+        "print(args.gradient_accumulation_steps, args.steps_per_generation, flush=True)\n"
+        "args.distributed_state.destroy_process_group()"
+    )
+    for processes, wanted in ((1, "4 8"), (2, "2 4")):
+        output = run_processes(script, str(tmp_path), processes=processes, timeout=300)
+        assert output.splitlines()[-1] == wanted
