@@ -15,6 +15,7 @@ from tests.helpers import ROOT, SHARED
 
 RUNS = [name for name in listed() if name.startswith("paper/")]
 MODELS = {"r1-1.5b": 4, "llama-3b": 8, "r1-7b": 8}  # and the GPUs of the authors
+PARAMETERS = {"r1-1.5b": 1_777_088_000, "llama-3b": 3_212_749_824, "r1-7b": 7_615_616_512}
 SETTINGS = SHARED / "reference" / "authors_settings.md"
 
 # A line of the authors' settings, the runs that it is about (all that begin or end so), and what it
@@ -156,6 +157,7 @@ def test_the_planner_finds_it_to_fit(name, machine, capsys):
     words += [*device, "--model", str(ROOT / "tests" / "published" / model), "--json"]
     assert main(["plan", *words]) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert plan["shape"]["parameters"] == PARAMETERS[model]
     assert plan["fits"] and plan["peak"]["bytes"] <= plan["usable_bytes"]
     job = plan["job"]
     assert gpus * job["sequences"] == 512
