@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgrpo.modeling.parameters import whole
 from softgrpo.rollout.engine import (
     Rollout,
     RolloutEngine,
@@ -25,6 +24,7 @@ from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import encode_request
+from softgrpo.rollout.weights import check_weights, walk
 from softgrpo.thinking.phases import Markers
 
 
@@ -37,12 +37,14 @@ class VLLMEngine(RolloutEngine):
         max_model_len: Longest prompt and completion together, in tokens; None: the model's context.
         max_num_seqs: Sequences decoded together; the others wait.
         eos_token_ids: Tokens that end a sequence; None: the model's and the tokenizer's.
-        source: The transformers model in training whose weights ``sync`` takes over.
+        source: The transformers model in training whose weights ``sync`` takes over, LoRA folded
+            into them.
         options: More arguments of ``vllm.LLM``.
 
     Raises:
         ValueError: This vLLM has not been tested (says how to override), or is not there;
-            an option that soft thinking cannot be used with; names it.
+            an option that soft thinking cannot be used with, or adapters that cannot be folded
+            into the weights; names it.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class VLLMEngine(RolloutEngine):
         **options: Any,
     ) -> None:
         require_vllm()
+        if source is not None:
+            check_weights(source)
         # Weights are handed over as they lie in memory, so the engine must live in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
@@ -98,10 +102,8 @@ class VLLMEngine(RolloutEngine):
             return
         parallel = self.llm.llm_engine.vllm_config.parallel_config
         is_sent = parallel.distributed_executor_backend != "uni"  # workers are other processes
-        parameters = self._source.named_parameters()
-        weights = ((name, whole(parameter.detach())) for name, parameter in parameters)
         self.llm.collective_rpc("begin_weights")
-        for part in in_parts(weights, max_bytes):
+        for part in in_parts(walk(self._source), max_bytes):
             # Several workers share no device, and what is sent is pickled.
             sent = [(name, weight.cpu()) for name, weight in part] if is_sent else part
             self.llm.collective_rpc("take_weights", args=(sent,))

@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
-from softgrpo.modeling.parameters import whole
 from softgrpo.rollout.engine import Rollout, RolloutEngine, check_requests
 from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_client import Client
+from softgrpo.rollout.weights import check_weights, walk
 from softgrpo.thinking.phases import Markers
 
 
@@ -32,12 +31,13 @@ class VLLMServerEngine(RolloutEngine):
         tokenizer: The served model's.
         eos_token_ids: Tokens that end a sequence.
         max_num_seqs: Requests open at a time; the server's own limit decides how many it decodes.
-        source: The transformers model in training whose weights ``sync`` hands over.
+        source: The transformers model in training whose weights ``sync`` hands over, LoRA folded
+            into them.
         folder: Where the weights are written, seen by the server under the same path; None: the
             system's temporary folder.
 
     Raises:
-        ValueError: No server answers there.
+        ValueError: No server answers there; adapters that cannot be folded into the weights.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class VLLMServerEngine(RolloutEngine):
         source: Any = None,
         folder: str | None = None,
     ) -> None:
+        if source is not None:
+            check_weights(source)
         self.client = Client(url)
         self.tokenizer = tokenizer
         self.eos_token_ids = sorted(set(eos_token_ids))
@@ -57,7 +59,6 @@ class VLLMServerEngine(RolloutEngine):
         self._source = source
         self._folder = folder
 
-    @torch.no_grad()
     def sync(self) -> None:
         """Hand the source's weights over; nothing to do where there is none.
 
@@ -68,8 +69,7 @@ class VLLMServerEngine(RolloutEngine):
             return
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="softgrpo-") as folder:
             path = str(Path(folder) / "weights.safetensors")
-            parameters = self._source.named_parameters()
-            save_file({n: whole(p.detach()).contiguous().cpu() for n, p in parameters}, path)
+            save_file({name: w.contiguous().cpu() for name, w in walk(self._source)}, path)
             os.chmod(folder, 0o755)  # the server may be another user's
             try:
                 self.client.post(

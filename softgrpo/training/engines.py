@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
 
 from softgrpo.rollout import TransformersEngine
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
@@ -25,7 +24,7 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
         policy: The causal LM that is trained.
 
     Raises:
-        ValueError: vLLM with adapters.
+        ValueError: vLLM with adapters that cannot be folded into the weights; no server there.
     """
     args: SofTGRPOConfig = trainer.args
     tokenizer, eos_token_ids = trainer._tokenizer, trainer.eos_token_ids
@@ -44,11 +43,6 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
             max_batch_size=args.rollout_batch_size,
             max_batch_tokens=args.rollout_batch_tokens,
             eos_token_ids=eos_token_ids,
-        )
-    if is_peft_model(trainer.model):
-        raise ValueError(
-            f"engine={args.engine!r} is not supported with LoRA by softgrpo: write engine: "
-            "transformers"
         )
     if args.engine == "vllm-server":
         return VLLMServerEngine(
