@@ -25,7 +25,9 @@ from softgrpo.thinking.config import ThinkingConfig
 from softgrpo.thinking.mixers import MIXERS
 from softgrpo.values import check
 
-_TIMEOUT = 3600.0  # seconds without a byte from the server: a whole answer may take so long
+# Seconds without a byte from the server, when it connects too.
+_TIMEOUT = 3600.0  # a rollout's answer may take so long
+_PROMPT = 60.0  # for who it is, which a server that works says at once
 
 
 class Client:
@@ -38,12 +40,12 @@ class Client:
         model: The name of what the server serves.
 
     Raises:
-        ValueError: No server answers there, or it lists no model.
+        ServerError: No server answers there within a minute, or it lists no model.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        with self._reading(), self._open("/v1/models") as response:
+        with self._reading(), self._open("/v1/models", timeout=_PROMPT) as response:
             self.model: str = _mapping(response.read())["data"][0]["id"]
             check("id", self.model, str)
 
@@ -55,7 +57,7 @@ class Client:
             more: More fields of what is sent.
 
         Raises:
-            ValueError: The server refused the request, ended it before its time, or answered what
+            ServerError: The server refused the request, ended it before its time, or answered what
             softgrpo serve does not; says why.
         """
         body = self._body(request, "packed") | more
@@ -73,8 +75,8 @@ class Client:
         """Generate one sequence and yield each step as it comes, as TransformersEngine.stream.
 
         Raises:
-            ValueError: The server refused the request, failed, or answered what softgrpo serve does
-            not; says why.
+            ServerError: The server refused the request, failed, or answered what softgrpo serve
+            does not; says why.
         """
         request = Request(tuple(prompt), config, max_new_tokens, seed=seed)
         body = self._body(request, "logprobs") | {
@@ -98,6 +100,18 @@ class Client:
         with self._open(path, body) as response:
             response.read()
 
+    def served(self) -> dict[str, Any]:
+        """What ``SoftWorker.served`` says of the server.
+
+        Raises:
+            ServerError: It does not, as it has no development endpoints, or is no softgrpo serve.
+        """
+        body = {"method": "served"}
+        with self._reading(), self._open("/collective_rpc", body, timeout=_PROMPT) as response:
+            result: dict[str, Any] = _mapping(response.read())["results"][0]
+            check("what it serves", result, dict[str, Any])
+        return result
+
     def _body(self, request: Request, record: RecordKind) -> dict[str, Any]:
         sent, own = encode_request(request, record)
         return {"model": self.model, "prompt": request.prompt, "vllm_xargs": sent, **own}
@@ -107,31 +121,37 @@ class Client:
         """Whatever is wrong with an answer, it is refused as no answer of softgrpo serve."""
         try:
             yield
-        except _ServerError:
+        except ServerError:
             raise
+        except TimeoutError as error:
+            raise ServerError(f"{self.url}: its answer stopped on the way ({error})") from error
         except (HTTPException, OSError, ArithmeticError, AttributeError, LookupError, RuntimeError,
                 TypeError, ValueError) as error:  # fmt: skip
-            raise _ServerError(
+            raise ServerError(
                 f"{self.url}: its answer is not that of softgrpo serve: {error or repr(error)}"
             ) from error
 
-    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> HTTPResponse:
+    def _open(
+        self, path: str, body: Mapping[str, Any] | None = None, timeout: float = _TIMEOUT
+    ) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         try:
             request = urllib.request.Request(self.url + path, data=data, headers=headers)
-            return urllib.request.urlopen(request, timeout=_TIMEOUT)
+            return urllib.request.urlopen(request, timeout=timeout)
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:500]
-            raise _ServerError(f"{self.url}{path} answered {error.code}: {said}") from error
+            raise ServerError(f"{self.url}{path} answered {error.code}: {said}") from error
         except (HTTPException, OSError, ValueError) as error:
-            raise _ServerError(
+            if isinstance(getattr(error, "reason", error), TimeoutError):
+                raise ServerError(f"{self.url}{path}: no answer within {timeout:g} s") from error
+            raise ServerError(
                 f"no server answers at {self.url} ({error}); start one: softgrpo serve MODEL"
             ) from error
 
 
-class _ServerError(ValueError):
-    """What there is to say of a server, in words of its own."""
+class ServerError(ValueError):
+    """A server does not answer, or not as softgrpo serve does; the message names it."""
 
 
 def _mapping(text: bytes) -> dict[str, Any]:
@@ -144,7 +164,7 @@ def _steps(event: dict[str, Any], request: Request) -> Iterator[StreamedStep]:
     if "error" in event:
         error = event["error"]
         said = error.get("message", error) if isinstance(error, dict) else error
-        raise _ServerError(f"the server: {said}")
+        raise ServerError(f"the server: {said}")
     choices = event.get("choices") or []
     logprobs = choices[0].get("logprobs") if choices else None
     if not logprobs or not logprobs["top_logprobs"]:

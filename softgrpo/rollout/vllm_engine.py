@@ -24,7 +24,7 @@ from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import encode_request
-from softgrpo.rollout.weights import check_weights, walk
+from softgrpo.rollout.weights import shapes, walk
 from softgrpo.thinking.phases import Markers
 
 
@@ -60,7 +60,7 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         require_vllm()
         if source is not None:
-            check_weights(source)
+            shapes(source)  # refuses what cannot be handed over
         # Weights are handed over as they lie in memory, so the engine must live in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM

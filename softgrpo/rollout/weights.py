@@ -10,6 +10,7 @@ from peft.tuners import lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from softgrpo.modeling.parameters import whole
 
@@ -36,22 +37,28 @@ def walk(model: Any) -> Iterator[tuple[str, Tensor]]:
         tensor, where the parameter is; an unfolded one shares its memory.
 
     Raises:
-        ValueError: As ``check_weights``.
+        ValueError: As ``shapes``.
     """
     for name, parameter, layer in _parameters(model):
         weight = whole(parameter.detach())
         yield name, weight if layer is None else _folded(weight, layer)
 
 
-def check_weights(model: Any) -> None:
-    """Refuse a model whose weights ``walk`` cannot hand over; nothing is gathered.
+def shapes(model: Any) -> dict[str, list[int]]:
+    """The name and the whole shape of what ``walk`` will give, in its order; nothing is gathered.
 
     Raises:
         ValueError: An adapter other than LoRA on a linear layer or an embedding, or one that parts
             tied weights; names the module.
     """
-    for _ in _parameters(model):
-        pass
+    return {name: list(parameter.shape) for name, parameter, _ in _parameters(model)}
+
+
+def shapes_by(config: Any, trust_remote_code: bool = False) -> dict[str, list[int]]:
+    """The same of the model that a transformers config describes, without making its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return shapes(model)
 
 
 def _parameters(model: Any) -> Iterator[tuple[str, nn.Parameter, Any]]:

@@ -85,7 +85,8 @@ class SampleKeeper(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
             return
-        self.engine.sync()
+        with together():
+            self.engine.sync()
         with together(), self.precision():
             made = self._make_share()
         kept = [sample for share in gathered(made) for sample in share]

@@ -20,6 +20,7 @@ from softgrpo.models import load_weights
 from softgrpo.reports import draw_curves, read_metrics
 from softgrpo.rewards import RewardError
 from softgrpo.rollout import NonFiniteLogitsError
+from softgrpo.rollout.vllm_client import ServerError
 from softgrpo.runs.callbacks import Interrupt, MetricsLog, SampleKeeper
 from softgrpo.runs.directory import RunDirectory
 from softgrpo.runs.display import Display, Silent
@@ -45,6 +46,7 @@ from softgrpo.runs.recipe import (
 )
 from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
+from softgrpo.training.engines import check_servers
 from softgrpo.training.together import together
 from softgrpo.values import shown
 
@@ -86,7 +88,7 @@ def train(
 
     Raises:
         ValueError: The recipe, the data or the folder are of no use; nothing has been touched.
-        RunFailed: The loss was not finite, a reward failed, or the disk is full.
+        RunFailed: The loss was not finite, a reward or a server failed, or the disk is full.
     """
     return start(recipe, fields, resume, overwrite, display or Display())
 
@@ -115,6 +117,9 @@ def start(
         if is_main and resume:
             check_changes(directory, values, plan.num_steps, args.world_size)
         directory.require_space(_checkpoint_bytes(plan))
+        with together():  # before the model is loaded
+            if is_main:
+                check_servers(args, plan.model)
         again = _call(recipe, changes, resume=True)
         this = _Start(plan, directory, display if is_main else Silent(), again, resume)
         trainer = _make_trainer(this, interrupt)
@@ -166,6 +171,8 @@ def _carry_out(
     )
     is_main = trainer.is_world_process_zero()
     try:
+        if plan.decodings:
+            trainer.sync_engine()  # a server may have another run's weights
         outcome = replace(outcome, before=_evaluate(this, trainer, "before"))
         has_trained = _train(this, trainer)
         outcome = replace(outcome, step=trainer.state.global_step)
@@ -173,7 +180,7 @@ def _carry_out(
             display.say(f"saved after step {outcome.step}; go on with: {this.again}")
             return replace(outcome, interrupted=True)
         _save_model(trainer, directory)
-        trainer.engine.sync()
+        trainer.sync_engine()
         outcome = replace(outcome, after=_evaluate(this, trainer, "after"))
         with together():
             if is_main:
@@ -188,6 +195,9 @@ def _carry_out(
     except RewardError as error:
         left = f"{_what_is_left(directory)}; go on with: {this.again}"
         raise reward_failed(error, left) from error
+    except ServerError as error:
+        left = f"{_what_is_left(directory)}; go on with: {this.again}"
+        raise RunFailed(f"{error}; {left}") from error
     except (NonFiniteLossError, NonFiniteLogitsError) as error:
         raise RunFailed(f"{error}; {_what_is_left(directory)}") from error
     except Exception as error:

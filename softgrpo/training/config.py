@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, make_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
@@ -108,6 +108,7 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
         if self.num_generations is None:
             raise ValueError("num_generations: must have a value, of 2 or more")
         check_ranges(self, _OF_TRL | ranges(TrainingFields))
+        self.vllm_server_base_url = _addresses(self.vllm_server_base_url)
         if self.update_batch_size is not None and self.steps_per_generation is None:
             self.generation_batch_size = self.generation_batch_size or self.update_batch_size
         super().__post_init__()
@@ -155,15 +156,21 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
                 "policy='soft' draws nothing, so there is nothing to train it by: "
                 "choose gumbel, dirichlet, gaussian, embedding_gaussian or discrete"
             )
-        if self.engine != "transformers" and self.world_size > 1:
+        if self.engine == "vllm" and self.world_size > 1:
             raise ValueError(
                 f"engine={self.engine!r}: one process only, and there are {self.world_size}; with "
-                "several, engine: transformers"
+                "several, engine: vllm-server or transformers"
             )
-        if self.engine == "vllm-server" and not self.vllm_server_base_url:
+        urls = self.vllm_server_base_url or []
+        if self.engine == "vllm-server" and not urls:
             raise ValueError(
                 "vllm_server_base_url: must be the address of softgrpo serve, such as "
                 "http://localhost:8000, for engine: vllm-server"
+            )
+        if self.engine == "vllm-server" and len(urls) > self.world_size:
+            raise ValueError(
+                f"vllm_server_base_url={urls}: more servers than processes, "
+                f"of which there are {self.world_size}: at most one for each"
             )
         if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
             raise ValueError("deepspeed ZeRO-3 is not supported by softgrpo: use FSDP2 or ZeRO-2")
@@ -225,6 +232,15 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
     def objective(self) -> Objective:
         """The log-density that is trained."""
         return Objective(self.thinking, self.density, self.reduction)  # type: ignore[arg-type]
+
+
+def _addresses(value: object) -> list[str] | None:
+    """One address or several, as a list."""
+    if value is None:
+        return None
+    given = [value] if isinstance(value, str) else value
+    check("vllm_server_base_url", given, list[str])
+    return [url for text in cast(list[str], given) for url in text.replace(",", " ").split()]
 
 
 def _is_checkpointing(value: object) -> bool:

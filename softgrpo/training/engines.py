@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoConfig
 
 from softgrpo.rollout import TransformersEngine
-from softgrpo.rollout.vllm_remote import VLLMServerEngine
+from softgrpo.rollout.vllm_client import Client
+from softgrpo.rollout.vllm_remote import VLLMServerEngine, check_server
+from softgrpo.rollout.weights import shapes_by
 from softgrpo.training.config import SofTGRPOConfig
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
         policy: The causal LM that is trained.
 
     Raises:
-        ValueError: vLLM with adapters that cannot be folded into the weights; no server there.
+        ValueError: vLLM with adapters that cannot be folded into the weights, or servers that
+            ``check_server`` refuses.
     """
     args: SofTGRPOConfig = trainer.args
     tokenizer, eos_token_ids = trainer._tokenizer, trainer.eos_token_ids
@@ -46,11 +50,12 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
         )
     if args.engine == "vllm-server":
         return VLLMServerEngine(
-            str(args.vllm_server_base_url),
+            args.vllm_server_base_url or [],
             tokenizer,
             eos_token_ids=eos_token_ids,
             max_num_seqs=args.rollout_batch_size,
             source=policy,
+            process=trainer.accelerator.process_index,
         )
     from softgrpo.rollout.vllm_engine import VLLMEngine
 
@@ -63,6 +68,25 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
         source=policy,
         gpu_memory_utilization=args.vllm_gpu_memory_utilization,  # a CPU's memory too
     )
+
+
+def check_servers(args: SofTGRPOConfig, model: str) -> None:
+    """Refuse servers that could not be given the weights of a model, by its config alone.
+
+    The engine does the same with the model itself; this is for who has not loaded it yet.
+
+    Args:
+        args: Whose servers; nothing to do for another engine.
+        model: A folder in Hugging Face format or a hub id.
+
+    Raises:
+        ValueError: As ``check_server``.
+    """
+    if args.engine == "vllm-server":
+        trusts = args.trust_remote_code
+        wanted = shapes_by(AutoConfig.from_pretrained(model, trust_remote_code=trusts), trusts)
+        for url in args.vllm_server_base_url or []:
+            check_server(Client(url), wanted)
 
 
 def rollout_dtype(

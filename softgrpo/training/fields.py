@@ -46,6 +46,12 @@ class TrainingFields:
         "What makes the rollouts: transformers, vllm (same process), vllm-server.",
         choices=["transformers", "vllm", "vllm-server"],
     )
+    # A text may hold several, between commas; afterwards a list. Process 0 hands weights to all.
+    vllm_server_base_url: list[str] | None = setting(
+        None,
+        "The address of softgrpo serve, for engine: vllm-server, or several: process i generates "
+        "at server i modulo their number.",
+    )
     rollout_dtype: str = setting(
         "auto",
         "dtype of the model copy that makes rollouts; model: no copy; auto: a copy where an "

@@ -58,6 +58,7 @@ from softgrpo.training.metrics import gap_metrics, thinking_metrics
 from softgrpo.training.micro_batches import Batch
 from softgrpo.training.paper import PAPER
 from softgrpo.training.support import causal_lm
+from softgrpo.training.together import together
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ class SofTGRPOTrainer(GRPOTrainer):
             add_replay(reference, args.objective, self._shares_prompts)
         self._memory = MemoryWatch(self.accelerator.device, args.train_batch_tokens)
         self.add_callback(self._memory)
-        self.engine = make_engine(self, policy)
+        with together():
+            self.engine = make_engine(self, policy)
         # FSDP2 makes float32 masters of what it is to train in another precision.
         has_masters = self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
         if not has_masters:
@@ -133,6 +135,11 @@ class SofTGRPOTrainer(GRPOTrainer):
         rounding.keep_results(getattr(self.accelerator.state, "fsdp_plugin", None))
 
     # 2. Rollouts
+    def sync_engine(self) -> None:
+        """Give the engine the model's weights; every process calls it, all raise what one does."""
+        with together():
+            self.engine.sync()
+
     def rollout_precision(self) -> AbstractContextManager[Any]:
         """In which the engine is to generate: the trainer's autocast, but a copy has its own dtype.
 
@@ -154,10 +161,11 @@ class SofTGRPOTrainer(GRPOTrainer):
             first += self._num_eval_sequences
             self._num_eval_sequences += len(prompt_ids) * self.accelerator.num_processes
         if self._engine_step != self.state.global_step:
-            self.engine.sync()
+            self.sync_engine()
             self._engine_step = self.state.global_step
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
         with (
+            together(),
             profiling_context(self, "softgrpo.generate"),
             unwrap_model_for_generation(
                 self.model_wrapped,

@@ -24,7 +24,15 @@ from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin import wire
 from softgrpo.rollout.vllm_remote import VLLMServerEngine
 from softgrpo.thinking import Objective
-from tests.helpers import ROOT, thinking, word_tokenizer
+from tests.helpers import (
+    ROOT,
+    assert_same,
+    run_processes,
+    thinking,
+    tiny_model,
+    word_tokenizer,
+)
+from tests.integration.test_servers import train
 from tests.vllm.engines import BOUND, PROMPTS, make_model
 
 pytestmark = pytest.mark.slow
@@ -196,7 +204,7 @@ def test_an_engine_over_http_follows_the_weights(served):
     options = {"max_new_tokens": 12, "num_generations": 4, "seed": 2}
     for source in (other, model):  # the server is left as it was
         remote = VLLMServerEngine(
-            f"http://127.0.0.1:{port}", word_tokenizer(), eos_token_ids=[1], source=source
+            [f"http://127.0.0.1:{port}"], word_tokenizer(), eos_token_ids=[1], source=source
         )
         remote.sync()
         seen = {}
@@ -292,6 +300,44 @@ def test_the_openai_client_chats_and_streams(served):
     parts = client.chat.completions.create(**options, stream=True, extra_body=body)
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole
     assert "</t>" in whole
+
+
+TRAIN = """
+import sys, torch
+from pathlib import Path
+from tests.integration.test_servers import train
+torch.set_num_threads(1)
+folder, model, url = Path(sys.argv[1]), *sys.argv[2:]
+for name, lora in (("all", None), ("lora", ["q_proj", "down_proj"])):
+    settings = {"engine": "vllm-server", "vllm_server_base_url": url}
+    found, rank = train(folder / name, lora, 2, model, **settings)
+    torch.save(found, folder / f"{name}_{rank}.pt")
+"""
+
+
+def test_two_processes_train_as_one(served, tmp_path):
+    """Against one process without a server. It leaves the server with other weights."""
+    _, folder, port, _ = served
+    url = f"http://127.0.0.1:{port}"
+    run_processes(TRAIN, str(tmp_path), folder, url, processes=2, timeout=300)
+    for name, lora in (("all", None), ("lora", ["q_proj", "down_proj"])):
+        wanted, _ = train(tmp_path / "one", lora, 1, folder)
+        halves = [torch.load(tmp_path / f"{name}_{rank}.pt") for rank in range(2)]
+        tokens = [one + other for one, other in zip(*(h["tokens"] for h in halves), strict=True)]
+        assert tokens == wanted["tokens"]
+        for half in halves:
+            assert_same(half["numbers"], wanted["numbers"], 1e-4)
+
+
+def test_a_model_of_another_shape_is_refused_by_its_first_tensor(served):
+    _, _, port, _ = served
+    model = tiny_model("tied")
+    with pytest.raises(
+        ValueError, match=r"embed_tokens.weight is \[\d+, 64\] there and \[\d+, 32\]"
+    ):
+        VLLMServerEngine(
+            [f"http://127.0.0.1:{port}"], word_tokenizer(), eos_token_ids=[1], source=model
+        )
 
 
 def test_a_dead_engine_gives_an_error_and_no_hang(served):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import vllm
 from safetensors import safe_open
 from torch import Tensor
 from vllm.config import set_current_vllm_config
@@ -15,7 +16,9 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 
+from softgrpo import __version__
 from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
+from softgrpo.rollout.weights import shapes_by
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
@@ -74,6 +77,15 @@ class SoftWorker(Worker):
         with safe_open(path, "pt") as file:
             self.take_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
         self.end_weights()
+
+    def served(self) -> dict[str, Any]:
+        """What a trainer compares before it trusts a server: versions, shapes of weights."""
+        config, trusted = self.model_config.hf_config, self.model_config.trust_remote_code
+        return {
+            "softgrpo": __version__,
+            "vllm": vllm.__version__,
+            "shapes": shapes_by(config, trusted),
+        }
 
     def num_thoughts(self) -> int:
         """Thinking requests that this worker keeps state of."""

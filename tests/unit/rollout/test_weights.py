@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from softgrpo.replay import add_replay
-from softgrpo.rollout.weights import check_weights, walk
+from softgrpo.rollout.weights import shapes, walk
 from softgrpo.thinking import Objective
 from tests.helpers import VOCAB_SIZE, run_processes, thinking, tiny_model
 
@@ -108,7 +108,7 @@ def test_what_wraps_a_model_or_its_layers_is_no_part_of_a_name():
 def test_what_cannot_be_folded_is_refused_by_name(name, fields, said):
     model = get_peft_model(_model(name), LoraConfig(r=4, **fields)).get_base_model()
     with pytest.raises(ValueError, match=said):
-        check_weights(model)
+        shapes(model)
     with pytest.raises(ValueError, match=said):
         dict(walk(model))
 
