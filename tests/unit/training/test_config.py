@@ -107,3 +107,30 @@ def test_it_is_an_update_of_all_processes(tmp_path):
     for processes, wanted in ((1, "4 8"), (2, "2 4")):
         output = run_processes(script, str(tmp_path), processes=processes, timeout=300)
         assert output.splitlines()[-1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("http://a:1", ["http://a:1"]),
+        ("http://a:1,http://b:2", ["http://a:1", "http://b:2"]),
+        (["http://a:1", "http://b:2, http://c:3"], ["http://a:1", "http://b:2", "http://c:3"]),
+        (None, None),
+    ],
+)
+def test_servers_are_a_list_however_they_are_written(given, found, tmp_path):
+    assert train_config(tmp_path, vllm_server_base_url=given).vllm_server_base_url == found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (5, "vllm_server_base_url=5: must be"),
+        (None, "vllm_server_base_url: must be the address of softgrpo serve"),
+        (" , ", "vllm_server_base_url: must be the address of softgrpo serve"),
+        (["http://a:1", "http://b:2"], "more servers than processes, of which there are 1"),
+    ],
+)
+def test_servers_of_no_use_are_refused(given, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train_config(tmp_path, engine="vllm-server", vllm_server_base_url=given)
