@@ -108,16 +108,16 @@ def start(
         config, args, values = read_recipe(recipe, changes)
         directory = RunDirectory(Path(str(args.output_dir)))
         is_main = args.process_index == 0
-        if is_main:
-            directory.check(resume, overwrite)
-            options: Any = config.task_options or {}
-            source = options.get("eval_source")
-            directory.check_inputs(model=config.model, task=config.task, eval_source=source)
-        plan = make_plan(config, args)
-        if is_main and resume:
-            check_changes(directory, values, plan.num_steps, args.world_size)
-        directory.require_space(_checkpoint_bytes(plan))
-        with together():  # before the model is loaded
+        with together():  # whatever is wrong is known to all before the model is loaded
+            if is_main:
+                directory.check(resume, overwrite)
+                options: Any = config.task_options or {}
+                source = options.get("eval_source")
+                directory.check_inputs(model=config.model, task=config.task, eval_source=source)
+            plan = make_plan(config, args)
+            if is_main and resume:
+                check_changes(directory, values, plan.num_steps, args.world_size)
+            directory.require_space(_checkpoint_bytes(plan))
             if is_main:
                 check_servers(args, plan.model)
         again = _call(recipe, changes, resume=True)
