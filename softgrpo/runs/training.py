@@ -47,7 +47,7 @@ from softgrpo.runs.recipe import (
 from softgrpo.runs.resuming import check_changes
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 from softgrpo.training.engines import check_servers
-from softgrpo.training.together import together
+from softgrpo.training.together import alike, together
 from softgrpo.values import shown
 
 _FULL = 2**20  # bytes free, where torch fails to write and does not say why
@@ -105,7 +105,8 @@ def start(
         raise ValueError("resume=True, overwrite=True: choose one of them")
     with Interrupt(display) as interrupt:
         started = usage()
-        config, args, values = read_recipe(recipe, changes)
+        with alike():
+            config, args, values = read_recipe(recipe, changes)
         directory = RunDirectory(Path(str(args.output_dir)))
         is_main = args.process_index == 0
         with together():  # whatever is wrong is known to all before the model is loaded

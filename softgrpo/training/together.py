@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import threading
@@ -45,7 +46,23 @@ def together() -> Iterator[None]:
         raise error  # it has its cause and its traceback
     for first in (*errors, *interrupts):
         if first is not None:
+            first.is_from_another_process = True  # type: ignore[attr-defined]
             raise first
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """What every process does alike, before they know each other: one of a machine says its error.
+
+    Raises:
+        ValueError: Of what is done inside.
+    """
+    try:
+        yield
+    except ValueError as error:
+        is_another = os.environ.get("LOCAL_RANK", "0") != "0"
+        error.is_from_another_process = is_another  # type: ignore[attr-defined]
+        raise
 
 
 def gathered(value: _Value) -> list[_Value]:
@@ -79,7 +96,8 @@ def _sendable(error: BaseException) -> BaseException:
     try:
         return pickle.loads(pickle.dumps(error))
     except Exception:  # whatever a class of the user's does
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError  # it is bad input
+        return kind(f"{type(error).__name__}: {error}")
 
 
 @contextmanager

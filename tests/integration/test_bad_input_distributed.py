@@ -1,0 +1,79 @@
+"""Bad input in two processes: both end with exit code 2 before a model is loaded, one says why."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.helpers import run_processes, save_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+RUN = """
+import io, json, os, sys
+from contextlib import redirect_stderr
+from pathlib import Path
+import torch.distributed as dist
+from softgrpo.cli.main import main
+from softgrpo.runs import training
+
+def load_weights(*arguments):
+    raise AssertionError("a model is loaded")
+
+training.load_weights = load_weights
+found = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    with redirect_stderr(io.StringIO()) as said:
+        code = main(["train", *arguments])
+    lines = [x for x in said.getvalue().splitlines() if x.startswith("softgrpo: ")]
+    found[name] = [code, lines]
+Path(sys.argv[2], os.environ["RANK"]).write_text(json.dumps(found))
+dist.destroy_process_group()
+"""
+WANTED = {
+    "folder": "used: holds files that are no run's",
+    "column": "no column 'query'; there are ['answer', 'question']",
+    "group": "generation_batch_size (8) must be divisible by num_generations (3)",
+    "server": "no server answers at http://127.0.0.1:9",
+    "model": "nowhere",
+    "problems": "training problems are fewer than the",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """By process: exit code and messages of every case."""
+    folder = tmp_path_factory.mktemp("bad")
+    rows = [{"question": f"{x} b", "answer": "0"} for x in "abcdefghijklmnopqrst"]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model": save_tiny_model(folder / "tiny"), "task": str(folder / "data.jsonl"),
+        "chat": False, "rewards": ["format"], "num_train_problems": 8, "num_eval_problems": 3,
+        "output_dir": str(folder / "run"), "use_cpu": True, "bf16": False, "think_end": ["</t>"],
+        "max_completion_length": 8, "per_device_train_batch_size": 4, "num_generations": 4,
+        "max_steps": 4, "ddp_timeout": 30,
+    }  # fmt: skip
+    path = str(folder / "recipe.yaml")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    (folder / "used").mkdir()
+    (folder / "used" / "letter.txt").write_text("mine")
+    cases = {
+        "folder": ["--output_dir", str(folder / "used")],
+        "column": ["--task_options", "{question_column: query}"],
+        "group": ["--num_generations", "3"],
+        "server": ["--engine", "vllm-server", "--vllm_server_base_url", "http://127.0.0.1:9"],
+        "model": ["--model", str(folder / "nowhere")],
+        "problems": ["--num_train_problems", "1"],
+    }
+    arguments = {name: [path, *more] for name, more in cases.items()}
+    run_processes(RUN, json.dumps(arguments), str(folder), processes=2, timeout=100)
+    return [json.loads((folder / str(rank)).read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_both_end_and_one_says_why(name, told):
+    assert [both[name][0] for both in told] == [2, 2]
+    lines = [line for both in told for line in both[name][1]]
+    assert len(lines) == 1
+    assert WANTED[name] in lines[0]
