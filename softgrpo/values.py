@@ -17,15 +17,10 @@ _MOST_SHOWN = 80  # characters
 
 @dataclass(frozen=True)
 class Range:
-    """Which values a field may have; it stands in an annotation, ``Annotated[int, at_least(1)]``.
+    """Which values a field may have: stands in its annotation, ``Annotated[int, at_least(1)]``."""
 
-    Attributes:
-        words: It, as a message and help say it after "must be".
-        holds: Of a value, whether it is in the range; of a tensor, which are.
-    """
-
-    words: str
-    holds: Callable[[Any], Any]
+    words: str  # it, as a message and help say it after "must be"
+    holds: Callable[[Any], Any]  # of a value, whether it is in the range; of a tensor, which are
 
 
 # All compare so that NaN, which is neither less nor more, is outside.

@@ -13,45 +13,28 @@ from softgrpo.evaluation.statistics import Comparison, Estimate, compare_paired,
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation under a name.
+    """One evaluation under a name."""
 
-    Attributes:
-        name: Distinct within a task.
-        task: The benchmark or other task.
-        results: Its samples.
-    """
-
-    name: str
-    task: str
+    name: str  # distinct within a task
+    task: str  # the benchmark or other task
     results: Results
 
 
 @dataclass(frozen=True)
 class Score:
-    """A run's numbers on one task.
-
-    Attributes:
-        run, task: Whose they are; task ``average`` is the mean over the run's tasks.
-        num_problems, num_samples: Problems, and samples of each.
-        pass_at, maj_at: By k, with 95% intervals over problems; maj_at is empty where the verifier
-            does not tell answers.
-        first: By k: right ones among the first k, as the paper counts them.
-        mean_tokens, mean_tokens_of_correct: Of a sample, and of a right one.
-        share_closed, share_truncated: Of samples, whose thinking ended (NaN where no marker ends
-            it); that met their limit.
-    """
+    """A run's numbers on one task."""
 
     run: str
-    task: str
+    task: str  # ``average``: the mean over the run's tasks
     num_problems: int
-    num_samples: int
-    pass_at: dict[int, Estimate]
-    maj_at: dict[int, Estimate]
-    first: dict[int, float]
-    mean_tokens: float
-    mean_tokens_of_correct: float
-    share_closed: float
-    share_truncated: float
+    num_samples: int  # of each problem
+    pass_at: dict[int, Estimate]  # by k, with 95% intervals over problems
+    maj_at: dict[int, Estimate]  # the same; empty where the verifier does not tell answers
+    first: dict[int, float]  # by k: right ones among the first k, as the paper counts them
+    mean_tokens: float  # of a sample
+    mean_tokens_of_correct: float  # of a right one
+    share_closed: float  # of samples whose thinking ended; NaN where no marker ends it
+    share_truncated: float  # of samples that met their limit
 
 
 @dataclass(frozen=True)

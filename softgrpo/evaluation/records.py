@@ -29,32 +29,19 @@ _LONGEST_LINE = 2**26  # bytes
 
 @dataclass(frozen=True)
 class Record:
-    """One sample.
-
-    Attributes:
-        problem_id: Which problem.
-        sample: Which sample of it, from 0.
-        text: The completion, thought and answer.
-        answer: What the verifier took for the answer; None where there was none.
-        correct: The verdict.
-        num_tokens: Generated tokens, thought and answer.
-        num_soft_tokens: Those of them that were soft.
-        finish_reason: ``stop`` or ``length``.
-        thinking_ended_by: ``marker``, ``budget``, ``cold_stop`` or None: never.
-        seed, sequence: Together they decide the sample's noise.
-    """
+    """One sample."""
 
     problem_id: str
-    sample: int
-    text: str
-    answer: str | None
+    sample: int  # which of the problem, from 0
+    text: str  # the completion, thought and answer
+    answer: str | None  # what the verifier took for the answer; None where there was none
     correct: bool
-    num_tokens: int
-    num_soft_tokens: int
-    finish_reason: str
-    thinking_ended_by: str | None
+    num_tokens: int  # generated tokens, thought and answer
+    num_soft_tokens: int  # those of them that were soft
+    finish_reason: str  # ``stop`` or ``length``
+    thinking_ended_by: str | None  # ``marker``, ``budget``, ``cold_stop`` or None: never
     seed: int
-    sequence: int
+    sequence: int  # with the seed it decides the sample's noise
 
     @property
     def key(self) -> tuple[str, int]:

@@ -26,15 +26,10 @@ _NUMBER = re.compile(r"[-+]?[0-9]{1,40}(\.[0-9]{1,40})?")
 
 @dataclass(frozen=True)
 class Results:
-    """The samples of one evaluation.
+    """The samples of one evaluation."""
 
-    Attributes:
-        settings: That all of them share.
-        records: One a sample, in any order.
-    """
-
-    settings: Mapping[str, Any]
-    records: Sequence[Record]
+    settings: Mapping[str, Any]  # that all of them share
+    records: Sequence[Record]  # one a sample, in any order
 
     @cached_property
     def by_problem(self) -> dict[str, list[Record]]:

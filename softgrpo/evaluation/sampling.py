@@ -22,27 +22,17 @@ _JUDGES = 2  # threads that wait for the verifiers' processes while the engine d
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to sample.
-
-    Attributes:
-        problems: What to solve.
-        prompt_ids: The token ids of each problem's prompt.
-        thinking: How to think and how to answer.
-        num_samples: Of each problem.
-        max_new_tokens: Limit of a sample, thought and answer together.
-        seed: With problem and sample it decides the noise: two models meet the same.
-        judge: Whether a completion's text solves the problem. Called from several threads.
-        batch_size: Sequences handed to the engine at a time, at least one problem's.
-    """
+    """What to sample."""
 
     problems: Sequence[Problem]
-    prompt_ids: Sequence[Sequence[int]]
-    thinking: ThinkingConfig
-    num_samples: int
-    max_new_tokens: int
-    seed: int
+    prompt_ids: Sequence[Sequence[int]]  # the token ids of each problem's prompt
+    thinking: ThinkingConfig  # how to think and how to answer
+    num_samples: int  # of each problem
+    max_new_tokens: int  # limit of a sample, thought and answer together
+    seed: int  # with problem and sample it decides the noise: two models meet the same
+    # Whether a completion's text solves the problem. Called from several threads.
     judge: Callable[[Problem, str], Judgement]
-    batch_size: int
+    batch_size: int  # sequences handed to the engine at a time, at least one problem's
 
     @property
     def keys(self) -> list[tuple[str, int]]:

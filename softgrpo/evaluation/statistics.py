@@ -28,17 +28,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same problems: `b` minus `a`, by problem.
+    """Two runs on the same problems: `b` minus `a`, by problem."""
 
-    Attributes:
-        difference: Mean difference with its 95% interval.
-        p_value: Two-sided, of the sign-flip permutation test.
-        num_problems: That both runs have.
-    """
-
-    difference: Estimate
-    p_value: float
-    num_problems: int
+    difference: Estimate  # mean difference with its 95% interval
+    p_value: float  # two-sided, of the sign-flip permutation test
+    num_problems: int  # that both runs have
 
 
 def share(*groups: Sequence[float]) -> Estimate:

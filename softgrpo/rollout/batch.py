@@ -44,28 +44,17 @@ _REFILL_SHARE = 0.125
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows that run, for as long as none of this changes.
+    """The rows that run, for as long as none of this changes."""
 
-    Attributes:
-        known_starts: The cache's ``starts``, the very list.
-        known_stops: The phases' ``num_stopped``.
-        next_limit: The batch's step at which the first of them will be at its limit.
-        thinks: [N] bool, on the host.
-        order: As ``advance.order_of`` gives it, or None; from here on, on the device.
-        numbers: [N] int64.
-        starts: [N] int64, the first column of each.
-        has_padding: Whether one of them begins behind another.
-        kinds: int64, both: rows that will draw a soft token, and those that will draw a token.
-    """
-
-    known_starts: list[int]
-    known_stops: int
-    next_limit: int
-    thinks: np.ndarray
-    order: Tensor | None
-    numbers: Tensor
-    starts: Tensor
-    has_padding: bool
+    known_starts: list[int]  # the cache's ``starts``, the very list
+    known_stops: int  # the phases' ``num_stopped``
+    next_limit: int  # the batch's step at which the first of them will be at its limit
+    thinks: np.ndarray  # [N] bool, on the host
+    order: Tensor | None  # of ``advance.order_of``; from here on, on the device
+    numbers: Tensor  # [N] int64
+    starts: Tensor  # [N] int64, the first column of each
+    has_padding: bool  # whether one of them begins behind another
+    # int64, both: rows that will draw a soft token, and those that will draw a token.
     kinds: tuple[Tensor, Tensor]
 
 

@@ -22,14 +22,9 @@ _MIN_SHARED = 16
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A prompt that sequences may begin from.
+    """A prompt that sequences may begin from."""
 
-    Attributes:
-        logits: [V] of the first step.
-        states: Keys and values.
-    """
-
-    logits: Tensor
+    logits: Tensor  # [V] of the first step
     states: KeyValues
 
 

@@ -13,22 +13,15 @@ class Request:
     """One sequence that is asked for.
 
     Seed and index decide its noise, whoever else is asked for beside it.
-
-    Attributes:
-        prompt: Token ids; empty where a server has read the settings alone.
-        config: How to think and how to answer.
-        limit: Most generated steps, thinking and answer together.
-        objective: The log-density to report with each step, of this config; None reports none.
-        seed: Seed of the rollout, in [0, 2^64).
-        index: Its place in the rollout, in [0, 2^64).
     """
 
-    prompt: tuple[int, ...]
-    config: ThinkingConfig
-    limit: int
+    prompt: tuple[int, ...]  # token ids; empty where a server has read the settings alone
+    config: ThinkingConfig  # how to think and how to answer
+    limit: int  # most generated steps, thinking and answer together
+    # The log-density to report with each step, of this config; None reports none.
     objective: Objective | None = None
-    seed: int = 0
-    index: int = 0
+    seed: int = 0  # seed of the rollout, in [0, 2^64)
+    index: int = 0  # its place in the rollout, in [0, 2^64)
 
     def under(self, config: ThinkingConfig) -> Request:
         """The same request with another config."""

@@ -35,21 +35,13 @@ from softgrpo.thinking.phases import Markers
 
 @dataclass(frozen=True)
 class StreamedStep:
-    """One step of one sequence as it is generated.
+    """One step of one sequence as it is generated."""
 
-    Attributes:
-        token: Reported token id.
-        ids: Support token ids by falling weight (one at an ordinary token).
-        weights: Their weights.
-        is_soft: False at an ordinary or forced token.
-        is_forced: True at a token that was put there, not drawn.
-    """
-
-    token: int
-    ids: list[int]
-    weights: list[float]
-    is_soft: bool
-    is_forced: bool
+    token: int  # reported token id
+    ids: list[int]  # support token ids by falling weight (one at an ordinary token)
+    weights: list[float]  # their weights
+    is_soft: bool  # false at an ordinary or forced token
+    is_forced: bool  # true at a token that was put there, not drawn
 
 
 class TransformersEngine(RolloutEngine):

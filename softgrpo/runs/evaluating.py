@@ -26,17 +26,11 @@ from softgrpo.training.together import num_processes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to.
+    """What an evaluation came to."""
 
-    Attributes:
-        output: The folder of the records, with summary.md and cost.json.
-        results: By task; those that are whole, where it was interrupted.
-        interrupted: Whether Ctrl-C has stopped it. The same call goes on.
-    """
-
-    output: Path
-    results: dict[str, Results]
-    interrupted: bool = False
+    output: Path  # the folder of the records, with summary.md and cost.json
+    results: dict[str, Results]  # by task; those that are whole, where it was interrupted
+    interrupted: bool = False  # whether Ctrl-C has stopped it; the same call goes on
 
 
 def evaluate(model: str | Path, *, display: Display | None = None, **options: Any) -> Evaluation:

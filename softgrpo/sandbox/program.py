@@ -53,47 +53,31 @@ class SandboxUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
-
-    Attributes:
-        cpu_seconds: Seconds of processor time of each process.
-        wall_seconds: Seconds by the clock of all of it.
-        memory_bytes: Bytes of address space of each process.
-        processes: Processes and threads at a time.
-        open_files: Open files of each process.
-        file_bytes: Bytes of a file, and of each of the two outputs.
-        disk_bytes: Bytes of all files together.
-    """
+    """What a program may use."""
 
     # The slowest gold solution of HumanEval and MBPP takes 2.5 seconds of an idle core.
-    cpu_seconds: int = 10
-    wall_seconds: float = 30.0
-    memory_bytes: int = 512 * 2**20
-    processes: int = 4
-    open_files: int = 32
-    file_bytes: int = 2**20
-    disk_bytes: int = 16 * 2**20
+    cpu_seconds: int = 10  # of processor time, of each process
+    wall_seconds: float = 30.0  # by the clock, of all of it
+    memory_bytes: int = 512 * 2**20  # of address space, of each process
+    processes: int = 4  # threads too, at a time
+    open_files: int = 32  # of each process
+    file_bytes: int = 2**20  # of a file, and of each of the two outputs
+    disk_bytes: int = 16 * 2**20  # of all files together
 
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """How a program ended.
+    """How a program ended."""
 
-    Attributes:
-        ended: `exit`: by itself or by a signal, that of a limit included; `time`: its wall time was
-            over; `stopped`: by `SandboxedProgram.stop`.
-        exit_code: The exit status, 128 + n after signal n; None unless `ended` is `exit`. The
-            program chooses it, so it proves nothing.
-        stdout: What it printed, cut at the limit; whatever is no UTF-8 is replaced.
-        stderr: The same of its standard error.
-        seconds: From start to end by the clock.
-    """
-
+    # `exit`: by itself or by a signal, that of a limit included; `time`: its wall time was over;
+    # `stopped`: by `SandboxedProgram.stop`.
     ended: str
+    # The exit status, 128 + n after signal n; None unless `ended` is `exit`. The program chooses
+    # it, so it proves nothing.
     exit_code: int | None
-    stdout: str
-    stderr: str
-    seconds: float
+    stdout: str  # what it printed, cut at the limit; whatever is no UTF-8 is replaced
+    stderr: str  # the same of its standard error
+    seconds: float  # from start to end by the clock
 
 
 class SandboxedProgram:

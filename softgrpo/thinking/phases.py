@@ -95,17 +95,12 @@ class Markers:
 
 
 class Progress(NamedTuple):
-    """What a step was to some sequences.
+    """What a step was to some sequences."""
 
-    Attributes:
-        tokens: [N] int64, the step's tokens: what was drawn, or what was put in its place.
-        ended: The sequences, as places in [N], whose thinking this very step ended (with a marker).
-        forced: Those whose token was put there.
-    """
-
-    tokens: np.ndarray
+    tokens: np.ndarray  # [N] int64, the step's tokens: what was drawn, or what was put in its place
+    # The sequences, as places in [N], whose thinking this very step ended (with a marker).
     ended: list[int]
-    forced: list[int]
+    forced: list[int]  # those whose token was put there
 
 
 class ThinkingPhases:

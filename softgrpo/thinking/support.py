@@ -17,17 +17,11 @@ from softgrpo.thinking.config import BY_ROW, ThinkingConfig
 
 @dataclass(frozen=True)
 class Support:
-    """The columns a step may mix, in order of falling probability.
+    """The columns a step may mix, in order of falling probability."""
 
-    Attributes:
-        ids: [N, K] int64, token ids. Columns outside the support are the next most likely ids.
-        probs: [N, K] float, renormalised over the support; 0 outside it.
-        mask: [N, K] bool, the support.
-    """
-
-    ids: Tensor
-    probs: Tensor
-    mask: Tensor
+    ids: Tensor  # [N, K] int64, token ids; outside the support the next most likely ones
+    probs: Tensor  # [N, K] float, renormalised over the support; 0 outside it
+    mask: Tensor  # [N, K] bool, the support
 
     @property
     def entropy(self) -> Tensor:

@@ -14,11 +14,7 @@ from softgrpo.rollout.vllm_plugin.thoughts import Thoughts
 
 
 class SoftRunnerV1:
-    """Mixed in over V1's GPUModelRunner, whose methods and attributes it uses.
-
-    Attributes:
-        thoughts: The worker's thinking requests.
-    """
+    """Mixed in over V1's GPUModelRunner, whose methods and attributes it uses."""
 
     thoughts: Thoughts
     _ends: list[int]

@@ -67,18 +67,12 @@ class Thought:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What n rows of one batch drew, all of the same settings.
+    """What n rows of one batch drew, all of the same settings."""
 
-    Attributes:
-        rows: [n] int64, rows of the batch.
-        tokens: [n] int64, reported tokens.
-        ids, values: [n, C], the steps' records (see wire.encode_steps).
-    """
-
-    rows: Tensor
-    tokens: Tensor
-    ids: Tensor
-    values: Tensor
+    rows: Tensor  # [n] int64, rows of the batch
+    tokens: Tensor  # [n] int64, reported tokens
+    ids: Tensor  # [n, C], the steps' records (see wire.encode_steps)
+    values: Tensor  # [n, C]
 
 
 class Thoughts:

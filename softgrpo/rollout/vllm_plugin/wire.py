@@ -207,19 +207,12 @@ def _plain(value: Any) -> Any:
 # Records ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Record:
-    """One sequence's steps as they came back.
+    """One sequence's steps as they came back."""
 
-    Attributes:
-        trace: The T steps, one row.
-        logps: T log-densities in nats, or None.
-        thinking_ended_by: How the thinking ended, or None.
-        non_finite_step: The first step (from 1) whose logits were not finite, or None.
-    """
-
-    trace: SoftTrace
-    logps: list[float] | None
-    thinking_ended_by: ThinkingEnd | None
-    non_finite_step: int | None
+    trace: SoftTrace  # the T steps, one row
+    logps: list[float] | None  # T log-densities in nats, or None
+    thinking_ended_by: ThinkingEnd | None  # how the thinking ended, or None
+    non_finite_step: int | None  # the first step (from 1) whose logits were not finite, or None
 
     def rollout(
         self, prompt_ids: Sequence[int], finish_reason: FinishReason, decode: Callable[..., str]
