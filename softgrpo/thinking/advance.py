@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,20 +192,15 @@ def _draw(
     ]
     back = torch.argsort(order)
 
-    def merge(values: list[Tensor]) -> Tensor:
+    def merge(*values: Tensor) -> Tensor:
         return torch.cat(values).index_select(0, back)
 
-    steps = [step for step, _ in parts]
-    noises = [step.embedding_noise for step in steps if step.embedding_noise is not None]
-    merged = SoftStep(
-        ids=merge([step.ids for step in steps]),
-        scores=merge([step.scores for step in steps]),
-        weights=merge([step.weights for step in steps]),
-        support=merge([step.support for step in steps]),
-        entropy=merge([step.entropy for step in steps]),
-        embedding_noise=merge(noises) if noises else None,
-    )
-    return merged, merge([kinds for _, kinds in parts])
+    (first, first_kinds), (second, second_kinds) = parts
+    merged: dict[str, Any] = {
+        name: None if value is None else merge(value, getattr(second, name))
+        for name, value in vars(first).items()
+    }
+    return SoftStep(**merged), merge(first_kinds, second_kinds)
 
 
 def _join(step: SoftStep, kinds: Tensor) -> Tensor:
@@ -262,19 +258,11 @@ def _draw_token(
 
 def _widen(step: SoftStep, config: ThinkingConfig, noise_width: int) -> SoftStep:
     """A step of one column as one of K, the rest unused."""
-    extra = config.num_columns - 1
     noise = None
     if config.policy == "embedding_gaussian":
         noise = torch.zeros(len(step.ids), noise_width, device=step.ids.device)
-
-    def widen(x: Tensor) -> Tensor:
-        return F.pad(x, (0, extra))
-
-    return SoftStep(
-        widen(step.ids),
-        widen(step.scores),
-        widen(step.weights),
-        widen(step.support),
-        step.entropy,
-        noise,
+    ids, scores, weights, support = (
+        F.pad(x, (0, config.num_columns - 1))
+        for x in (step.ids, step.scores, step.weights, step.support)
     )
+    return SoftStep(ids, scores, weights, support, step.entropy, noise)

@@ -172,8 +172,10 @@ class ThinkingPhases:
             tokens = tokens.copy()
             for row, number in enumerate(numbers.tolist()):
                 if number in self._forced:
-                    tokens[row] = self._next_forced(number)
+                    tokens[row] = self._forced[number].pop(0)
                     forced.append(row)
+                    if not self._forced[number]:
+                        del self._forced[number]
         num_thinking = np.count_nonzero(thinks)
         if num_thinking == len(numbers):
             ended = self._think(numbers, tokens, entropies)
@@ -217,12 +219,6 @@ class ThinkingPhases:
             self.num_stopped += 1
             if how != "marker":
                 self._forced[number] = list(self._markers.forced_ids)
-
-    def _next_forced(self, number: int) -> int:
-        token = self._forced[number].pop(0)
-        if not self._forced[number]:
-            del self._forced[number]
-        return token
 
     def _grow(self) -> None:
         """Room for as many again."""
