@@ -9,6 +9,7 @@ may).
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class TransformersEngine(RolloutEngine):
             find_eos_token_ids(declared, tokenizer) if eos_token_ids is None else set(eos_token_ids)
         )
         self._copy = None if dtype is None else _cast_copy(model, dtype, device)
-        self._markers: dict[tuple[str, ...], Markers] = {}
+        self._markers = functools.cache(lambda think_end: Markers(think_end, tokenizer))
 
     @property
     def model(self) -> Any:
@@ -144,17 +145,11 @@ class TransformersEngine(RolloutEngine):
         for record in self._batch(requests).run(self.tokenizer.decode):
             yield _streamed(record, config)
 
-    def markers(self, config: ThinkingConfig) -> Markers:
-        """The config's end markers under this tokenizer (their token cache is kept)."""
-        if config.think_end not in self._markers:
-            self._markers[config.think_end] = Markers(config.think_end, self.tokenizer)
-        return self._markers[config.think_end]
-
     def _check(self, requests: Sequence[Request]) -> None:
         vocab_size = self.model.get_output_embeddings().weight.shape[0]
         for config in dict.fromkeys(request.config for request in requests):
             config.check_vocabulary(vocab_size)
-            self.markers(config)  # refuses what the tokenizer cannot produce
+            self._markers(config.think_end)  # refuses what the tokenizer cannot produce
         check_requests(requests, self.context_length)
 
     def _batch(self, requests: Sequence[Request]) -> DecodingBatch:
@@ -166,7 +161,7 @@ class TransformersEngine(RolloutEngine):
         return DecodingBatch(
             self.model,
             requests,
-            markers=self.markers(requests[0].config),
+            markers=self._markers(requests[0].config.think_end),
             eos_token_ids=self.eos_token_ids,
             slots=slots,
             capacity=capacity,
