@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,17 @@ from transformers import TrainerCallback
 from softgrpo.evaluation import Record, Sampling, deal
 from softgrpo.files import naming, sync, write_whole
 from softgrpo.reports import read_logs
+from softgrpo.rollout import RolloutEngine
 from softgrpo.runs.display import Display
 from softgrpo.thinking import SoftTrace
 from softgrpo.training.together import gathered, num_processes, process_number, together
 
 
+@dataclass(eq=False)
 class MetricsLog(TrainerCallback):
-    """One JSON line a log, on the disk at once; a resumed run goes on where its checkpoint was.
+    """One JSON line a log, on the disk at once; a resumed run goes on where its checkpoint was."""
 
-    Args:
-        path: The metrics.jsonl.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path  # the metrics.jsonl
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # What came after the checkpoint is trained, and logged, once more.
@@ -58,29 +55,18 @@ def keep_until(path: Path, step: int) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+@dataclass(eq=False)
 class SampleKeeper(TrainerCallback):
     """Completions of the same few problems with the same noise, every so many steps.
 
     Every process has one and makes its share; process 0 writes.
-
-    Args:
-        folder: Gets step-N.jsonl and step-N.safetensors.
-        every: Steps.
-        sampling: Of which problems; one sample each.
-        engine: A RolloutEngine.
-        precision: In which it is to generate.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        every: int,
-        sampling: Sampling,
-        engine: Any,
-        precision: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self.folder, self.every, self.sampling = folder, every, sampling
-        self.engine, self.precision = engine, precision
+    folder: Path  # gets step-N.jsonl and step-N.safetensors
+    every: int  # steps
+    sampling: Sampling  # of which problems; one sample each
+    engine: RolloutEngine
+    precision: Callable[[], AbstractContextManager[Any]]  # in which it is to generate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every:
@@ -125,16 +111,10 @@ class Interrupt(TrainerCallback):
     A context manager: inside it the two signals are its own, in the main thread; Python lets no
     other have any. A signal may come to one process alone, or to two on both sides of a step's end;
     where one has to stop, all do.
-
-    Args:
-        display: Is told what a signal does.
-
-    Attributes:
-        requested: Whether training was stopped by it; the same in every process.
     """
 
     def __init__(self, display: Display) -> None:
-        self.requested = False
+        self.requested = False  # whether training was stopped by it; the same in every process
         self._display = display
         self._is_asked = False
         self._is_training = False

@@ -147,9 +147,9 @@ def _score_table(
             name = f"paper: {row.method}, {row.decoding}" + (" *" if row.note else "")
             # The paper's Pass@k above 1 counts the first k.
             cells = [task, name, "- x 32"]
-            cells += [_rate(row, f"pass@{k}") if k == 1 else "-" for k in ks]
-            cells += [_rate(row, f"pass@{k}") for k in more]
-            cells += [_rate(row, f"maj@{k}") for k in more]
+            rates = [f"pass@{k}" if k == 1 else "" for k in ks]
+            rates += [f"pass@{k}" for k in more] + [f"maj@{k}" for k in more]
+            cells += [cell(row.values.get(key, math.nan), ".3f") for key in rates]
             tokens = [row.values.get(key, math.nan) for key in ("tokens", "tokens_of_correct")]
             rows.append([*cells, *(cell(count, ",.0f") for count in tokens), "-", "-"])
     return header, rows
@@ -247,7 +247,3 @@ def _complete(results: Results, file: Path, display: Display) -> Results:
 
 def _estimate(estimate: Any) -> str:
     return interval(estimate.mean, estimate.low, estimate.high)
-
-
-def _rate(row: Any, metric: str) -> str:
-    return f"{row.values[metric]:.3f}" if metric in row.values else "-"
