@@ -64,13 +64,8 @@ class DecodingBatch:
     A sequence has a place among the requests. While it runs it has a row, which may change when
     another one ends, and a number, which does not: phases, noise and recorder know it by that.
 
-    Args:
-        model: A causal LM.
-        requests: What is asked for; all of one config and one objective.
-        markers: The config's end markers under the model's tokenizer.
-        eos_token_ids: Tokens that end a sequence.
-        slots: Sequences that run at a time.
-        capacity: Columns of the key-value cache; see ``SlotCache``.
+    Requests are of one config and one objective. ``slots`` of them run at a time, in as many rows
+    of a ``SlotCache`` of ``capacity`` columns.
     """
 
     def __init__(

@@ -44,10 +44,7 @@ class Window:
 class SlotLayer(DynamicLayer):
     """A layer's keys and values, each in a buffer [slots, heads, capacity, head_dim].
 
-    Args:
-        slots: Rows it can hold.
-        capacity: Columns of a row.
-        window: The columns in use; the cache's, which moves it on.
+    The window, the columns in use, is the cache's, which moves it on.
     """
 
     def __init__(self, slots: int, capacity: int, window: Window) -> None:

@@ -31,10 +31,8 @@ class Prefilled:
 class Prefill:
     """The prompts of some sequences, computed as they are asked for.
 
-    Args:
-        model: A causal LM.
-        prompts: One a sequence; equal ones are computed once, and kept until the last has begun.
-        max_tokens: Computed at a time, which bounds the memory of their activations.
+    Equal ones are computed once, and kept until the last sequence of them has begun. ``max_tokens``
+    at a time bound the memory of their activations.
     """
 
     def __init__(self, model: Any, prompts: Sequence[Prompt], max_tokens: int = 8192) -> None:

@@ -94,11 +94,7 @@ class RunDirectory:
     def check_inputs(self, **inputs: object) -> None:
         """Refuse to write where the run is made from, by whatever path or link; touches nothing.
 
-        Args:
-            inputs: What fields name: a file, a folder, or what is no path.
-
-        Raises:
-            ValueError: One lies in the folder.
+        Inputs are what fields name: a file, a folder, or what is no path.
         """
         folder = self.path.resolve()
         for name, place in inputs.items():
@@ -175,14 +171,7 @@ class RunDirectory:
         ]
 
     def require_space(self, needed: int) -> None:
-        """Refuse to start where the checkpoints will not fit.
-
-        Args:
-            needed: Bytes.
-
-        Raises:
-            ValueError: Says what is needed, what there is and what would do.
-        """
+        """Refuse to start where the checkpoints, of so many bytes, will not fit."""
         folder = self.path.absolute()
         while not folder.exists():
             folder = folder.parent

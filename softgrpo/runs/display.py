@@ -48,14 +48,7 @@ class Silent(Display):
 
 
 class Counter:
-    """Progress of samples: call it when another has finished. Thread-safe.
-
-    Args:
-        display: Where it is shown.
-        label: What they are for.
-        total: How many there will be.
-        initial: How many there were before.
-    """
+    """Progress of samples, some from before (``initial``): call it at each new one. Thread-safe."""
 
     def __init__(self, display: Display, label: str, total: int, initial: int) -> None:
         self._display, self._label, self._total = display, label, total

@@ -37,11 +37,7 @@ def check_changes(
 ) -> None:
     """Refuse what cannot change in a run that is there; touches nothing.
 
-    Args:
-        directory: The run's.
-        values: Every field as it is now.
-        num_steps: Optimizer steps of the whole run as it is now.
-        num_processes: That there are now.
+    All but the directory is as it is now: fields, optimizer steps of the whole run, processes.
 
     Raises:
         ValueError: Fields that are fixed, or have no effect any more; a run that has made more

@@ -33,11 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML.
-
-    Args:
-        text: A file's or an option's.
-        where: What messages call it.
+    """Plain data from YAML, which messages call ``where``.
 
     Raises:
         ValueError: It is no YAML, has a key twice, or is too large or too deep.

@@ -31,10 +31,6 @@ class Style:
 def read_style(model: str, given: Mapping[str, Any]) -> Style:
     """The way of a model's own run, if it has one, changed by fields of ThinkingConfig.
 
-    Args:
-        model: A source as in softgrpo.models.
-        given: Fields of ThinkingConfig that win over the run's.
-
     Raises:
         ValueError: A value of no use; names the field.
     """

@@ -19,13 +19,7 @@ def try_rewards(
     tokenizer: Any,
     think_end: Sequence[str],
 ) -> None:
-    """Call rewards as TRL will.
-
-    Args:
-        rewards: The rewards of training.
-        row: One of the training data.
-        tokenizer: The model's.
-        think_end: The markers that end thinking.
+    """Call the rewards of training as TRL will, on a row of its data.
 
     Raises:
         ValueError: One fails; says how, and on what.

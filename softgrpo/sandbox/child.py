@@ -287,11 +287,7 @@ def _limit(limits: dict[str, Any], other_processes: int) -> None:
 
 
 def _die_with_parent(alive: int) -> None:
-    """Ends this process when its parent ends, or has ended.
-
-    Args:
-        alive: The reading end of a pipe whose other end the parent alone holds.
-    """
+    """Ends this process when its parent ends, or has ended, who alone holds the other end."""
     _need("prctl", _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
     os.set_blocking(alive, False)
     try:
@@ -432,11 +428,7 @@ def _become_program(request: dict[str, Any]) -> None:
 
 
 def run(request: dict[str, Any]) -> None:
-    """Runs the program of a request in its sandbox; what it raises is raised here, in its process.
-
-    Args:
-        request: What `program.SandboxedProgram` sends.
-    """
+    """Runs the program that `program.SandboxedProgram` sends; what it raises is raised here."""
     program, call = request["program"], request["call"]
     _become_program(request)
     main = sys.modules["__main__"] = type(sys)("__main__")

@@ -40,13 +40,9 @@ class Remote:
 
 
 def encode(value: Any, remember: Callable[[Any], int]) -> Any:
-    """A value as JSON can hold it.
+    """A value as JSON can hold it; `remember` gives the number of one that is of no known kind.
 
     Subclasses are sent as what they derive from: a Counter is a dict, as `==` has it.
-
-    Args:
-        value: Anything.
-        remember: Gives the number of a value that is of no known kind.
     """
 
     def items(values: Any) -> list[Any]:
@@ -72,12 +68,7 @@ def encode(value: Any, remember: Callable[[Any], int]) -> Any:
 
 
 def decode(data: Any, recall: Callable[[int], Any]) -> Any:
-    """The value that `encode` was given, of built-in types alone.
-
-    Args:
-        data: What JSON held.
-        recall: Gives the value of a number.
-    """
+    """The value that `encode` was given, of built-in types alone; `recall` gives a remote one."""
 
     def items(values: Any) -> list[Any]:
         return [decode(item, recall) for item in values]
@@ -106,10 +97,7 @@ def decode(data: Any, recall: Callable[[int], Any]) -> Any:
 def serve(source: str, requests_fd: int, replies_fd: int) -> None:
     """Runs a solution and answers calls of its functions until there are no more.
 
-    Args:
-        source: The solution; it runs as a module that is not `__main__`.
-        requests_fd: Where calls come from.
-        replies_fd: Where replies go to.
+    It runs as a module that is not `__main__`.
     """
     requests, replies = os.fdopen(requests_fd, "rb"), os.fdopen(replies_fd, "wb")
     # What a solution prints is for nobody. Standard input is /dev/null, open both ways.
@@ -208,10 +196,7 @@ class Solution:
 def give_verdict(token: str, passed: bool | None, reason: str) -> Any:
     """Gives the one verdict, on standard output, and ends the process, so that nothing follows it.
 
-    Args:
-        token: Marks the verdict.
-        passed: None where the tests cannot be run whatever the solution is.
-        reason: Becomes one line.
+    `passed` is None where the tests cannot be run whatever the solution is.
     """
     # In one piece, past whatever the tests printed and did to the standard library.
     line = json.dumps([token, passed, " ".join(reason.split())[:_MAX_REASON]])
@@ -234,8 +219,7 @@ def try_solution(
         setup: Code the tests need, run before the solution's functions get their names.
         tests: Run one after the other; the first that raises has failed.
         names: The solution's functions, as the tests call them.
-        requests_fd: Where calls go to.
-        replies_fd: Where replies come from.
+        requests_fd, replies_fd: Where calls go to, and replies come from.
     """
     end = partial(give_verdict, token)
     solution = Solution(requests_fd, replies_fd, end)

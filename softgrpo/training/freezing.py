@@ -16,12 +16,7 @@ def freeze_input_embedding(model: Any) -> list[nn.Parameter]:
     """Freeze the parameters of a model's input embedding that its output head does not share.
 
     Those of an adapter on the embedding, and of a copy of it that PEFT trains, are among them.
-
-    Args:
-        model: A transformers causal LM, with or without adapters in it.
-
-    Returns:
-        The parameters that needed a gradient until now.
+    Returned are those that needed a gradient until now.
     """
     shared = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
     frozen = [

@@ -42,9 +42,7 @@ def shortage(peak: int, moments: int | None, activations: int, allowed: int) -> 
 class MemoryWatch(TrainerCallback):
     """Warns once, on the main process, before the optimizer's first step.
 
-    Args:
-        device: Where the model is trained.
-        max_tokens: The budget of a pass, if there is one.
+    ``max_tokens`` is the budget of a pass, if there is one.
     """
 
     def __init__(self, device: torch.device, max_tokens: int | None) -> None:
@@ -132,11 +130,7 @@ def allowed(device: torch.device, now: int) -> int:
 
 
 def group_limits(root: Path) -> list[int]:
-    """Bytes that each control group of this process allows, of either version.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are.
-    """
+    """Bytes that each control group of this process allows; ``proc`` and ``sys`` are in root."""
     limits = []
     groups = root / "proc/self/cgroup"
     for line in groups.read_text().splitlines() if groups.exists() else []:

@@ -115,11 +115,8 @@ def restore_settings(
 ) -> tuple[float, float] | None:
     """Put settings back after a checkpoint has been loaded, and let the schedule go on from them.
 
-    A schedule that is no function of the step goes on from its own state.
-
-    Args:
-        optimizer, scheduler: As loaded.
-        settings: As ``settings_of`` the optimizer before.
+    A schedule that is no function of the step goes on from its own state. The settings are those
+    ``settings_of`` the optimizer before.
 
     Returns:
         The next step's learning rate and the checkpoint's, of the first group, where they differ.

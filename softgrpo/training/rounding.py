@@ -13,11 +13,8 @@ from torch import nn
 def keep_results(fsdp_plugin: Any) -> None:
     """Let a model sharded by FSDP2 return what it computed, in the dtype it was computed in.
 
-    accelerate's policy casts results to the training dtype. Log-densities are computed in float32;
-    in bfloat16 one of -100 nats moves by up to a quarter, and a ratio with it.
-
-    Args:
-        fsdp_plugin: accelerate's FullyShardedDataParallelPlugin, changed in place; None: no FSDP.
+    The policy of accelerate's plugin casts results to the training dtype. Log-densities are
+    computed in float32; in bfloat16 one of -100 nats moves by up to a quarter, and a ratio with it.
     """
     policy = getattr(fsdp_plugin, "mixed_precision_policy", None)
     if policy is not None and fsdp_plugin.fsdp_version == 2:
@@ -27,9 +24,7 @@ def keep_results(fsdp_plugin: Any) -> None:
 def lost_updates(parameters: Iterable[nn.Parameter], learning_rate: float) -> str | None:
     """What to say where trained parameters are too coarse for their updates; None: nothing.
 
-    Args:
-        parameters: Those of the model; what is not trained does not count.
-        learning_rate: About the size of Adam's updates.
+    The learning rate is about the size of Adam's updates.
     """
     dtypes = {p.dtype for p in parameters if p.requires_grad and torch.finfo(p.dtype).bits < 32}
     if not dtypes:

@@ -20,12 +20,9 @@ class FedSteps:
         return len(self._is_mixed)
 
     def append(self, ids: np.ndarray, weights: np.ndarray, is_mixed: bool) -> None:
-        """Copy a step to the end.
+        """Copy a step [K] to the end, int32 ids and float32 weights, both contiguous.
 
-        Args:
-            ids: [K] int32, contiguous.
-            weights: [K] float32, contiguous.
-            is_mixed: Whether it is fed back as a mixture; else as its reported token.
+        One that is not mixed is fed back as its reported token.
         """
         self._ids += ids.data
         self._weights += weights.data
@@ -45,11 +42,7 @@ class FedSteps:
         self._is_mixed += steps._is_mixed[start:stop]
 
     def mixed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The n steps that are mixtures.
-
-        Returns:
-            Their indices [n] int64, ids [n, K] int32 and weights [n, K] float32; copies.
-        """
+        """Indices [n] int64, ids [n, K] int32 and weights [n, K] float32 of mixtures; copies."""
         (indices,) = np.frombuffer(self._is_mixed, dtype=bool).nonzero()
         shape = len(self), self.num_columns
         ids = np.frombuffer(self._ids, dtype=np.int32).reshape(shape)

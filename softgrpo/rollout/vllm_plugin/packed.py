@@ -25,22 +25,16 @@ KEY = "soft_record"
 
 
 class PackedRecord:
-    """Steps so far; each is K ids in int32, then C values in float32.
-
-    Args:
-        request: Whose record it is; says K and C.
-    """
+    """A request's steps so far; each is K ids in int32, then C values in float32."""
 
     def __init__(self, request: Request) -> None:
         self._num_ids, self._num_values = request.config.num_columns, num_logprobs(request)
         self._bytes = bytearray()
 
     def append(self, ids: np.ndarray, values: np.ndarray) -> None:
-        """Take the next step.
+        """Take a step's logprobs as vLLM has them, the reported token in front.
 
-        Args:
-            ids, values: [1 + C] or more, int32 and float32, contiguous: a step's logprobs as vLLM
-                has them, the reported token in front.
+        Both are [1 + C] or more, contiguous, int32 and float32.
         """
         self._bytes += ids[1 : 1 + self._num_ids].data
         self._bytes += values[1 : 1 + self._num_values].data
@@ -51,12 +45,7 @@ class PackedRecord:
 
 
 def unpack(handed_over: Mapping[str, Any] | None, request: Request, engine: str) -> Record:
-    """Read a record that came back.
-
-    Args:
-        handed_over: The response's ``kv_transfer_params``.
-        request: What had been asked for.
-        engine: Where it came from, for the trace.
+    """Read a record that came back in a response's ``kv_transfer_params``.
 
     Raises:
         ValueError: There is no record.

@@ -66,9 +66,7 @@ class SoftScheduler(Scheduler):
 class _Steps:
     """A batch's logprobs in the place of vLLM's own: what it gives out of them is recorded instead.
 
-    Args:
-        logprobs: vLLM's LogprobsLists.
-        records: By the index of a request in the batch, of those that asked for packed ones.
+    Records go by the index of a request in the batch; they are those that asked for packed ones.
     """
 
     def __init__(self, logprobs: Any, records: dict[int, PackedRecord]) -> None:

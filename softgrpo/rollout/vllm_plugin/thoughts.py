@@ -37,27 +37,16 @@ _Kind = tuple[ThinkingConfig, Objective | None]
 class Thought:
     """One request.
 
-    Args:
-        request: What it asks for, but for its prompt.
-        phases: Those of all requests that may be drawn together, of its config and objective; it
-            takes a number there.
-        prompt_length: Tokens of its prompt.
-
-    Attributes:
-        fed: Each step so far.
+    It takes a number in the phases of all requests that may be drawn together, of its config and
+    objective.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        phases: ThinkingPhases,
-        prompt_length: int,
-    ) -> None:
+    def __init__(self, request: Request, phases: ThinkingPhases, prompt_length: int) -> None:
         self.request, self.prompt_length = request, prompt_length
         self.phases, self.number = phases, phases.begin()
         num_columns = request.config.num_columns
         self.noise = NoiseStream(request.seed, request.index, num_columns)
-        self.fed = FedSteps(num_columns)
+        self.fed = FedSteps(num_columns)  # each step so far
 
     @property
     def num_tokens(self) -> int:
@@ -76,12 +65,7 @@ class Drawn:
 
 
 class Thoughts:
-    """The thinking requests of one worker, by id.
-
-    Args:
-        tokenizer: The model's, for end markers.
-        vocab_size: V.
-    """
+    """The thinking requests of one worker, by id."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -135,9 +119,7 @@ class Thoughts:
         Args:
             embeddings: [N, D], a batch's inputs, its requests one after the other; written.
             embed: Token ids -> embeddings.
-            request_ids: The batch's requests, B of them.
-            starts: [B] first position of each.
-            counts: [B] positions of each.
+            request_ids, starts, counts: [B] requests, first position and positions of each.
         """
         gathered: dict[int, tuple[list[int], FedSteps]] = {}
         offset = 0
@@ -166,7 +148,7 @@ class Thoughts:
 
         Args:
             logits: [B, V] float, raw logits, a row a request; left as they are.
-            request_ids: The B requests.
+            request_ids: [B].
             ends: [B] position after the last one that was computed: a request in the middle of
                 its prompt, or of a recomputation, draws nothing.
 

@@ -102,10 +102,6 @@ def encode_request(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All but the prompt: ``extra_args``, and the other keyword arguments of SamplingParams.
 
-    Args:
-        request: What is asked for.
-        record: How its record comes back.
-
     Raises:
         ValueError: Names the field that cannot be sent.
     """
@@ -128,9 +124,7 @@ def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
     It is done once, where a client's request comes in: whoever reads the request afterwards needs
     no defaults, and what vLLM runs for itself (to warm up) stays what it is.
 
-    Args:
-        params: A SamplingParams; changed.
-        defaults: ``soft_*`` entries. Where there are none, only a request that names one thinks.
+    Where the defaults have no ``soft_*`` entry, only a request that names one thinks.
     """
     params.extra_args = {**defaults, **(params.extra_args or {})}
 
@@ -138,9 +132,7 @@ def complete_request(params: Any, defaults: Mapping[str, Any]) -> None:
 def decode_request(params: Any, seed: int = 0) -> Request | None:
     """What a complete request asks of soft thinking; None when it asks for nothing.
 
-    Args:
-        params: A SamplingParams. It has all but the prompt.
-        seed: Of its noise where the settings name none.
+    It has all but the prompt, and this seed where the settings name none.
 
     Raises:
         ValueError: Names the entry and what would do.
@@ -282,7 +274,7 @@ def decode_steps(ids: Tensor, values: Tensor, request: Request, engine: str) -> 
             token that vLLM puts in front).
         values: [T, C] float32.
         request: What had been asked for.
-        engine: Where it came from, for the trace.
+        engine: Where they come from, for the trace.
 
     Raises:
         ValueError: No steps, or what is none: a value that is not finite, an id that no token has,
@@ -319,18 +311,13 @@ def decode_steps(ids: Tensor, values: Tensor, request: Request, engine: str) -> 
     )
 
 
-def decode_response(
-    steps: Sequence[Mapping[str, float]], request: Request, engine: str = "vllm-server"
-) -> Record:
+def decode_response(steps: Sequence[Mapping[str, float]], request: Request) -> Record:
     """Read what the HTTP server returned.
 
-    Args:
-        steps: The ``top_logprobs`` of each step in their order, tokens as ``token_id:17``
-            (``return_tokens_as_token_ids``), ``num_logprobs(request)`` of them or one more.
-        request: What had been asked for.
-        engine: Where it came from, for the trace.
+    ``steps`` are the ``top_logprobs`` of each step in their order, tokens as ``token_id:17``
+    (``return_tokens_as_token_ids``), ``num_logprobs(request)`` of them or one more.
     """
     width = num_logprobs(request)
     ids = [[int(token.removeprefix("token_id:")) for token in step][:width] for step in steps]
     values = [list(step.values())[:width] for step in steps]
-    return decode_steps(torch.tensor(ids), torch.tensor(values), request, engine)
+    return decode_steps(torch.tensor(ids), torch.tensor(values), request, "vllm-server")
