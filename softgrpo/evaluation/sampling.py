@@ -53,6 +53,23 @@ class Sampling:
             "seed": self.seed,
         }
 
+    def generate(
+        self,
+        engine: RolloutEngine,
+        part: range,
+        on_finished: Callable[[int, Rollout], object] | None = None,
+    ) -> list[Rollout]:
+        """The rollouts of some of the problems; see RolloutEngine.generate."""
+        return engine.generate(
+            self.prompt_ids[part.start : part.stop],
+            self.thinking,
+            max_new_tokens=self.max_new_tokens,
+            num_generations=self.num_samples,
+            seed=self.seed,
+            first_sequence=part.start * self.num_samples,
+            on_finished=on_finished,
+        )
+
     def to_record(self, sequence: int, rollout: Rollout) -> Record:
         """Judge a rollout; what is kept of it, its trace aside."""
         problem = self.problems[sequence // self.num_samples]
@@ -115,7 +132,7 @@ def sample(
         recorded: Keys of the records that are there.
         on_record: Called with each new record, from several threads.
     """
-    keys, num_samples = sampling.keys, sampling.num_samples
+    keys = sampling.keys
 
     def judge(sequence: int, rollout: Rollout) -> None:
         on_record(sampling.to_record(sequence, rollout))
@@ -128,16 +145,8 @@ def sample(
                 judged.append(pool.submit(judge, first + index, rollout))
 
         for part in parts:
-            first = part.start * num_samples
-            engine.generate(
-                sampling.prompt_ids[part.start : part.stop],
-                sampling.thinking,
-                max_new_tokens=sampling.max_new_tokens,
-                num_generations=num_samples,
-                seed=sampling.seed,
-                first_sequence=first,
-                on_finished=partial(on_finished, first),
-            )
+            first = part.start * sampling.num_samples
+            sampling.generate(engine, part, partial(on_finished, first))
             for future in judged:
                 future.result()
             judged.clear()

@@ -84,13 +84,7 @@ class SampleKeeper(TrainerCallback):
     def _make_share(self) -> list[tuple[Record, SoftTrace]]:
         sampling, made = self.sampling, []
         for part in deal(sampling, (), num_processes())[process_number()]:
-            rollouts = self.engine.generate(
-                sampling.prompt_ids[part.start : part.stop],
-                sampling.thinking,
-                max_new_tokens=sampling.max_new_tokens,
-                seed=sampling.seed,
-                first_sequence=part.start,
-            )
+            rollouts = sampling.generate(self.engine, part)
             for sequence, rollout in zip(part, rollouts, strict=True):
                 made.append((sampling.to_record(sequence, rollout), rollout.trace))
         return made
