@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -46,26 +46,20 @@ class Results:
 
     def pass_at(self, k: int) -> dict[str, float]:
         """By problem; see metrics.pass_at_k."""
-        return {
-            problem: metrics.pass_at_k(len(records), sum(r.correct for r in records), k)
-            for problem, records in self.by_problem.items()
-        }
+        return self._of_each(lambda rs: metrics.pass_at_k(len(rs), sum(r.correct for r in rs), k))
 
     def first(self, k: int) -> dict[str, float]:
         """By problem; see metrics.first_k."""
-        return {
-            problem: metrics.first_k([r.correct for r in records], k)
-            for problem, records in self.by_problem.items()
-        }
+        return self._of_each(lambda rs: metrics.first_k([r.correct for r in rs], k))
 
     def maj_at(self, k: int) -> dict[str, float]:
         """By problem; see metrics.maj_at_k."""
-        return {
-            problem: metrics.maj_at_k(
-                [vote(r.answer) for r in records], [r.correct for r in records], k
-            )
-            for problem, records in self.by_problem.items()
-        }
+        return self._of_each(
+            lambda rs: metrics.maj_at_k([vote(r.answer) for r in rs], [r.correct for r in rs], k)
+        )
+
+    def _of_each(self, number: Callable[[list[Record]], float]) -> dict[str, float]:
+        return {problem: number(records) for problem, records in self.by_problem.items()}
 
     @property
     def pass_at_1(self) -> float:
