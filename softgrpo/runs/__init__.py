@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from softgrpo.runs.outcome import Outcome
     from softgrpo.runs.training import train
 
-_HOMES = {
-    "Display": "display",
-    "Evaluation": "evaluating",
-    "Outcome": "outcome",
-    "RunFailed": "errors",
-    "Silent": "display",
-    "compare": "comparing",
-    "evaluate": "evaluating",
-    "train": "training",
-}
+__getattr__ = lookup(
+    __name__,
+    {
+        "Display": "display",
+        "Evaluation": "evaluating",
+        "Outcome": "outcome",
+        "RunFailed": "errors",
+        "Silent": "display",
+        "compare": "comparing",
+        "evaluate": "evaluating",
+        "train": "training",
+    },
+)
 
 __all__ = [
     "Display",
@@ -45,6 +48,3 @@ __all__ = [
     "evaluate",
     "train",
 ]
-
-
-__getattr__ = lookup(__name__, _HOMES)

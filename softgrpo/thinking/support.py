@@ -59,7 +59,7 @@ def select_support(logits: Tensor, config: ThinkingConfig) -> Support:
     top_k = logits.shape[-1] if config.top_k is None else config.top_k
     num_columns = int(top_k.max()) if isinstance(top_k, Tensor) else top_k
     values, ids = torch.topk(logits, num_columns, dim=-1)
-    scaled = _upcast(values) / config.temperature
+    scaled = values.to(torch.promote_types(values.dtype, torch.float32)) / config.temperature
     if isinstance(top_k, Tensor):
         in_top_k = torch.arange(num_columns, device=logits.device) < top_k
     else:
@@ -87,7 +87,3 @@ def cut_support(ids: Tensor, probs: Tensor, mask: Tensor, config: ThinkingConfig
     mask = mask & (probs >= probs[..., :1] * min_p)
     probs = probs.masked_fill(~mask, 0.0)
     return Support(ids=ids, probs=probs / probs.sum(-1, keepdim=True), mask=mask)
-
-
-def _upcast(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
