@@ -61,16 +61,14 @@ def draw_step(
     if config.policy == "discrete":
         return draw_token(logits, config, _noise(noise, (len(logits), 1), logits, generator))[0]
     support = select_support(logits, config)
-    num_columns = support.ids.shape[-1]
+    embedding_noise = None
     if isinstance(mixer, EmbeddingGaussian):
         if noise is None:
             raise ValueError("policy 'embedding_gaussian' needs noise [N, D], D the hidden size")
         embedding_noise = mixer.embedding_noise(noise, config)
-        scores = mixer.draw(support, noise, config)
     else:
-        embedding_noise = None
-        noise = _noise(noise, (len(logits), num_columns), logits, generator)
-        scores = mixer.draw(support, noise.to(support.probs.dtype), config)
+        noise = _noise(noise, support.ids.shape, logits, generator).to(support.probs.dtype)
+    scores = mixer.draw(support, noise, config)
     weights = mixer.weights(scores, support.mask, config)
     # Stable, and by weight alone, as the authors sort: ties (weights of 0) keep probability order.
     # The support goes first even where a weight of it underflows or (Gaussian) is negative.
@@ -155,7 +153,7 @@ def _at(value: float | Tensor, rows: slice) -> float | Tensor:
 
 def _noise(
     noise: Tensor | None,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     logits: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
