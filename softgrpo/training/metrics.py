@@ -56,9 +56,8 @@ def gap_metrics(logps: Tensor, batch: Batch, accelerator: Accelerator) -> dict[s
     The gap is numerical error, if both have the same weights.
     """
     gap = (logps - batch["sampling_per_token_logps"]).abs()[batch["completion_mask"].bool()]
-    largest = gap.max() if len(gap) else gap.new_zeros(())
-    mean = gap.mean() if len(gap) else gap.new_zeros(())
+    gap = gap if len(gap) else gap.new_zeros(1)
     return {
-        "soft/logp_gap_max": accelerator.gather(largest).max().item(),
-        "soft/logp_gap_mean": accelerator.gather(mean).mean().item(),
+        "soft/logp_gap_max": accelerator.gather(gap.max()).max().item(),
+        "soft/logp_gap_mean": accelerator.gather(gap.mean()).mean().item(),
     }
