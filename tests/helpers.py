@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,66 @@ def write_recipe(folder: Path, model: Path, /, **fields: object) -> str:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values | fields))
     return str(path)
+
+
+# vLLM asleep --------------------------------------------------------------------------------------
+class SleepingLLM:
+    """Stands in for a ``vllm.LLM``: records what is asked of it, refuses what needs what is asleep.
+
+    Attributes:
+        asleep: What of it is.
+        calls: Asked for, in order.
+        fails: The call that fails the next time.
+    """
+
+    def __init__(self) -> None:
+        self.asleep = {"weights", "kv_cache"}
+        self.calls: list[str] = []
+        self.fails: str | None = None
+        self._running: list[str] = []
+        parallel = SimpleNamespace(distributed_executor_backend="uni")
+        self.llm_engine = SimpleNamespace(
+            vllm_config=SimpleNamespace(parallel_config=parallel),
+            add_request=self._add,
+            step=self._step,
+            abort_request=self._abort,
+        )
+
+    def require(self, name: str, *needs: str) -> None:
+        """Record a call, which needs parts of it awake."""
+        assert not self.asleep & set(needs), f"{name} while {self.asleep} are asleep"
+        self.calls.append(name)
+        if self.fails == name:
+            self.fails = None
+            raise MemoryError(name)
+
+    def wake_up(self, tags: list[str]) -> None:
+        for tag in tags:
+            self.require(f"wake {tag}")
+        assert self.asleep >= set(tags), "awake already"
+        self.asleep = self.asleep - set(tags)
+
+    def sleep(self, level: int) -> None:
+        self.require(f"sleep {level}")
+        assert not self._running, "sequences are still running"
+        self.asleep = {"weights", "kv_cache"}
+
+    def collective_rpc(self, method: str, args: Any = ()) -> None:
+        self.require(method, "weights")
+
+    def reset_prefix_cache(self) -> None:
+        self.require("reset_prefix_cache")
+
+    def _add(self, name: str, prompt: Any, parameters: Any) -> None:
+        self.require("add", "weights", "kv_cache")
+        self._running.append(name)
+
+    def _abort(self, names: list[str]) -> None:
+        self._running = [name for name in self._running if name not in names]
+
+    def _step(self) -> list[Any]:
+        self.require("step", "weights", "kv_cache")
+        return [SimpleNamespace(request_id=self._running.pop())] if self._running else []
 
 
 # A trainer on a tiny model ------------------------------------------------------------------------

@@ -3,12 +3,16 @@ unmodified release.
 
 The steps are drawn by the same code as the TransformersEngine's, from the same noise. Only the
 model's arithmetic differs, by rounding.
+
+An engine of a model in training is asleep but within ``sync`` and ``run``: its weights and its
+cache leave the device to the update (see vllm_sleep.py). vLLM's CPU build cannot sleep.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import encode_request
+from softgrpo.rollout.vllm_sleep import awake
 from softgrpo.rollout.weights import shapes, walk
 from softgrpo.thinking.phases import Markers
 
@@ -64,16 +69,21 @@ class VLLMEngine(RolloutEngine):
         # Weights are handed over as they lie in memory, so the engine must live in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         from softgrpo.rollout.vllm_plugin.options import engine_options
 
+        self._sleeps = source is not None and current_platform.is_sleep_mode_available()
         self.llm = LLM(
             model=model,
             dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
+            enable_sleep_mode=self._sleeps,
             **engine_options(options),
         )
+        if self._sleeps:
+            self.llm.sleep(level=1)
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.tokenizer.clean_up_tokenization_spaces = False
         config = self.llm.llm_engine.vllm_config.model_config
@@ -100,15 +110,22 @@ class VLLMEngine(RolloutEngine):
         """
         if self._source is None:
             return
+        with self._awake("weights"):
+            self._load(in_parts(walk(self._source), max_bytes))
+
+    def _load(self, parts: Iterable[list[tuple[str, Tensor]]]) -> None:
         parallel = self.llm.llm_engine.vllm_config.parallel_config
         is_sent = parallel.distributed_executor_backend != "uni"  # workers are other processes
         self.llm.collective_rpc("begin_weights")
-        for part in in_parts(walk(self._source), max_bytes):
+        for part in parts:
             # Several workers share no device, and what is sent is pickled.
             sent = [(name, weight.cpu()) for name, weight in part] if is_sent else part
             self.llm.collective_rpc("take_weights", args=(sent,))
         self.llm.collective_rpc("end_weights")
         self.llm.reset_prefix_cache()  # what it holds was computed with the old weights
+
+    def _awake(self, *tags: str) -> AbstractContextManager[None]:
+        return awake(self.llm, *tags) if self._sleeps else nullcontext()
 
     def close(self) -> None:
         """Stop the engine and free its memory; it generates no more."""
@@ -124,6 +141,15 @@ class VLLMEngine(RolloutEngine):
             config.check_vocabulary(self.vocab_size)
             Markers(config.think_end, self.tokenizer)  # refuses what it cannot produce
         parameters = [self._parameters(request) for request in requests]
+        with self._awake("weights", "kv_cache"):
+            self._run(requests, parameters, on_finished)
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        parameters: Sequence[Any],
+        on_finished: Callable[[int, Rollout], object],
+    ) -> None:
         engine: Any = self.llm.llm_engine
         running: dict[str, int] = {}
         try:

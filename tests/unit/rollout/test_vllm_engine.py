@@ -31,7 +31,7 @@ class Workers:
 def test_weights_are_sent_as_what_can_be_pickled_a_part_at_a_time(backend):
     engine = object.__new__(VLLMEngine)
     engine._source = nn.Sequential(*(nn.Linear(5, 9) for _ in range(12)))
-    engine.llm = Workers(backend)
+    engine.llm, engine._sleeps = Workers(backend), False
     engine.sync(max_bytes=1000)
     methods = [call[0] for call in engine.llm.calls]
     assert methods[0] == "begin_weights" and methods[-2:] == ["end_weights", "reset_prefix_cache"]
