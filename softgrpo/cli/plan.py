@@ -79,7 +79,6 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     device, where = _device(name)
     sharing = options.gpus if name == "cpu" else 1  # processes on processors share their memory
     device_bytes = int(options.memory * GIB if options.memory else device.memory / sharing)
-    _check_processes(config, args, options)
     place = resolve_model(str(config.model))
     model_config = load_config(place, args.trust_remote_code)
     prompts = _prompts(config, args, place, options.prompt_tokens)
@@ -204,19 +203,6 @@ def job_of(
         evaluations=2 * (len(config.eval_decodings) if is_soft else 1) if is_evaluated else 0,
         checkpoints=most_kept(args, updates),
     )
-
-
-def _check_processes(config: RunConfig, args: SofTGRPOConfig, options: argparse.Namespace) -> None:
-    """Refuse what `softgrpo train` would refuse in as many processes."""
-    if args.engine != "transformers" and (options.gpus > 1 or options.fsdp):
-        raise ValueError(
-            f"engine={args.engine!r}: one process only, and --gpus {options.gpus} or --fsdp asks "
-            "for more; with several, engine: transformers"
-        )
-    if args.engine != "transformers" and config.lora is not None:
-        raise ValueError(
-            f"engine={args.engine!r} is not supported with LoRA: write engine: transformers"
-        )
 
 
 # What is read -------------------------------------------------------------------------------------

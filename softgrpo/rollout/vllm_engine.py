@@ -4,6 +4,11 @@ unmodified release.
 The steps are drawn by the same code as the TransformersEngine's, from the same noise. Only the
 model's arithmetic differs, by rounding.
 
+Where several processes train, each has an engine of its own on its own device, and generates its
+own prompts. They start together, and take weights over together where the model is sharded: no
+engine leaves the others waiting there when it fails, and who uses them tells the others (the
+trainer does, see training/processes.py). Nothing else waits for another process.
+
 An engine of a model in training is asleep but within ``sync`` and ``run``: its weights and its
 cache leave the device to the update (see vllm_sleep.py). vLLM's CPU build cannot sleep.
 """
@@ -11,7 +16,7 @@ cache leave the device to the update (see vllm_sleep.py). vLLM's CPU build canno
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,9 +33,12 @@ from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import encode_request
+from softgrpo.rollout.vllm_processes import check_devices, gather, num_processes
 from softgrpo.rollout.vllm_sleep import awake
 from softgrpo.rollout.weights import shapes, walk
 from softgrpo.thinking.phases import Markers
+
+OWN_DEVICE = "softgrpo.rollout.vllm_plugin.executor.OwnDeviceExecutor"
 
 
 class VLLMEngine(RolloutEngine):
@@ -73,6 +81,9 @@ class VLLMEngine(RolloutEngine):
 
         from softgrpo.rollout.vllm_plugin.options import engine_options
 
+        arguments = engine_options(options)
+        if num_processes() > 1:
+            arguments |= _one_of_several(arguments)
         self._sleeps = source is not None and current_platform.is_sleep_mode_available()
         self.llm = LLM(
             model=model,
@@ -80,10 +91,13 @@ class VLLMEngine(RolloutEngine):
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             enable_sleep_mode=self._sleeps,
-            **engine_options(options),
+            **arguments,
         )
         if self._sleeps:
             self.llm.sleep(level=1)
+        if num_processes() > 1:
+            # When it is collected it would destroy the process group that the training goes on in.
+            self.llm.llm_engine.engine_core._finalizer.detach()
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.tokenizer.clean_up_tokenization_spaces = False
         config = self.llm.llm_engine.vllm_config.model_config
@@ -103,19 +117,25 @@ class VLLMEngine(RolloutEngine):
         """Take over the source's weights; nothing to do where there is none.
 
         Where the source is sharded every process must call it: the shards are gathered, one
-        part of the weights at a time.
+        part of the weights at a time. One that fails goes on gathering, so that none waits.
 
         Args:
             max_bytes: Of the weights, gathered and handed to the workers at a time.
         """
         if self._source is None:
             return
-        with self._awake("weights"):
-            self._load(in_parts(walk(self._source), max_bytes))
+        parts = in_parts(walk(self._source), max_bytes)
+        try:
+            with self._awake("weights"):
+                self._load(parts)
+        finally:  # after an error: the others wait for this process's shards
+            for _ in parts:
+                pass
 
     def _load(self, parts: Iterable[list[tuple[str, Tensor]]]) -> None:
         parallel = self.llm.llm_engine.vllm_config.parallel_config
-        is_sent = parallel.distributed_executor_backend != "uni"  # workers are other processes
+        # Several workers are other processes.
+        is_sent = parallel.distributed_executor_backend not in ("uni", OWN_DEVICE)
         self.llm.collective_rpc("begin_weights")
         for part in parts:
             # Several workers share no device, and what is sent is pickled.
@@ -129,7 +149,11 @@ class VLLMEngine(RolloutEngine):
 
     def close(self) -> None:
         """Stop the engine and free its memory; it generates no more."""
-        self.llm.llm_engine.engine_core.shutdown()
+        engine: Any = self.llm.llm_engine
+        if num_processes() > 1:
+            engine.model_executor.shutdown()
+        else:
+            engine.engine_core.shutdown()
 
     @torch.no_grad()
     def run(
@@ -180,6 +204,28 @@ class VLLMEngine(RolloutEngine):
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=sent,
         )
+
+
+def _one_of_several(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine needs beside, where every process has one; all must ask.
+
+    Raises:
+        ValueError: Several devices an engine; devices that are not alike, or have no room.
+    """
+    size = arguments.get("tensor_parallel_size", 1)
+    if size != 1:
+        raise ValueError(
+            f"tensor_parallel_size={size}: each of the {num_processes()} processes has an engine "
+            "on one device of its own: must be 1"
+        )
+    from softgrpo.rollout.vllm_plugin.executor import make_groups, own_device
+
+    is_sized = "kv_cache_memory_bytes" in arguments  # then the share is not read
+    check_devices(
+        gather(own_device()), 0 if is_sized else arguments.get("gpu_memory_utilization", 0)
+    )
+    make_groups()
+    return {"distributed_executor_backend": OWN_DEVICE}
 
 
 def in_parts(

@@ -27,6 +27,7 @@ from softgrpo.values import at_least, between, check, check_ranges, ranges, type
 _UNSUPPORTED = (
     ("use_vllm", False, "its sampler does not think softly; write engine: vllm"),
     ("use_transformers_continuous_batching", False, "it cannot feed embeddings"),
+    ("vllm_tensor_parallel_size", 1, "each process has a vLLM of its own on one device"),
     ("repetition_penalty", 1.0, "a density under it is not defined"),
     ("generation_kwargs", None, "generation is softgrpo's; use the fields of this config"),
     ("cache_implementation", None, "the rollout engine has its own cache"),
@@ -155,11 +156,6 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
             raise ValueError(
                 "policy='soft' draws nothing, so there is nothing to train it by: "
                 "choose gumbel, dirichlet, gaussian, embedding_gaussian or discrete"
-            )
-        if self.engine == "vllm" and self.world_size > 1:
-            raise ValueError(
-                f"engine={self.engine!r}: one process only, and there are {self.world_size}; with "
-                "several, engine: vllm-server or transformers"
             )
         urls = self.vllm_server_base_url or []
         if self.engine == "vllm-server" and not urls:

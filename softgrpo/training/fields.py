@@ -43,7 +43,7 @@ class TrainingFields:
     # vllm_max_model_length, vllm_gpu_memory_utilization and vllm_server_base_url are read.
     engine: str = setting(
         "transformers",
-        "What makes the rollouts: transformers, vllm (same process), vllm-server.",
+        "What makes the rollouts: transformers, vllm (in the process, one in each), vllm-server.",
         choices=["transformers", "vllm", "vllm-server"],
     )
     # A text may hold several, between commas; afterwards a list. Process 0 hands weights to all.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from softgrpo.rollout import Rollout
+from softgrpo.rollout import Rollout, vllm_engine
 from softgrpo.rollout.vllm_engine import VLLMEngine
 from softgrpo.thinking import Objective, ThinkingConfig
 from tests.helpers import VOCAB_SIZE, replay_rollouts, word_tokenizer
@@ -64,6 +66,15 @@ def running_engine(model: Path | str, **options: Any) -> Iterator[VLLMEngine]:
         from vllm.distributed import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
+
+
+@contextmanager
+def quick_to_start() -> Iterator[None]:
+    """Engines that a trainer makes compile nothing and have a small cache."""
+    small = {"enforce_eager": True, "kv_cache_memory_bytes": 2**24}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_engine, "VLLMEngine", partial(VLLMEngine, **small))
+        yield
 
 
 def gaps(

@@ -135,8 +135,6 @@ def test_measured_numbers_are_used(recipe, capsys):
         (["RECIPE", "--gpus", "0"], "gpus=0: must be from 1 to"),
         (["RECIPE", "--memory", "nan"], "memory=nan: must be from 0.1 to"),
         (["RECIPE", "--prompt-tokens", "0"], "prompt-tokens=0: must be from 1"),
-        (["RECIPE", "--gpus", "2", "--engine", "vllm"], "engine='vllm': one process only"),
-        (["RECIPE", "--lora", "{r: 4}", "--engine", "vllm"], "not supported with LoRA"),
         (["RECIPE", "--tua", "1"], "unknown field 'tua'"),
         (["RECIPE", "--model", "FOLDER"], "its config cannot be read"),
         (["RECIPE", "--lora", "{r: 0}"], "lora: `r` should be"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from softgrpo.rollout.vllm_engine import VLLMEngine, in_parts
+from softgrpo.rollout.vllm_engine import OWN_DEVICE, VLLMEngine, _one_of_several, in_parts
 
 
 class Workers:
@@ -27,7 +27,7 @@ class Workers:
         self.calls.append(("reset_prefix_cache",))
 
 
-@pytest.mark.parametrize("backend", ["uni", "mp"])
+@pytest.mark.parametrize("backend", ["uni", "mp", OWN_DEVICE])
 def test_weights_are_sent_as_what_can_be_pickled_a_part_at_a_time(backend):
     engine = object.__new__(VLLMEngine)
     engine._source = nn.Sequential(*(nn.Linear(5, 9) for _ in range(12)))
@@ -42,6 +42,12 @@ def test_weights_are_sent_as_what_can_be_pickled_a_part_at_a_time(backend):
         engine._source.named_parameters(), arrived, strict=True
     ):
         assert name == found and torch.equal(sent, weight)
+
+
+def test_several_devices_an_engine_are_refused_where_several_processes_train(monkeypatch):
+    monkeypatch.setattr("softgrpo.rollout.vllm_engine.num_processes", lambda: 2)
+    with pytest.raises(ValueError, match="tensor_parallel_size=2: each of the 2 processes"):
+        _one_of_several({"tensor_parallel_size": 2})
 
 
 def test_a_part_has_no_more_bytes_than_asked_unless_it_is_one_weight():

@@ -134,3 +134,8 @@ def test_servers_are_a_list_however_they_are_written(given, found, tmp_path):
 def test_servers_of_no_use_are_refused(given, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         train_config(tmp_path, engine="vllm-server", vllm_server_base_url=given)
+
+
+def test_a_vllm_over_several_devices_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vllm_tensor_parallel_size=2: not supported by softgrpo"):
+        train_config(tmp_path, vllm_tensor_parallel_size=2)
