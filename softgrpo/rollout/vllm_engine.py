@@ -7,7 +7,7 @@ model's arithmetic differs, by rounding.
 Where several processes train, each has an engine of its own on its own device, and generates its
 own prompts. They start together, and take weights over together where the model is sharded: no
 engine leaves the others waiting there when it fails, and who uses them tells the others (the
-trainer does, see training/processes.py). Nothing else waits for another process.
+trainer does, see training/together.py). Nothing else waits for another process.
 
 An engine of a model in training is asleep but within ``sync`` and ``run``: its weights and its
 cache leave the device to the update (see vllm_sleep.py). vLLM's CPU build cannot sleep.
