@@ -95,27 +95,29 @@ from pathlib import Path
 from softgrpo.cli.main import main
 from tests.serving import served, wait_for
 torch.set_num_threads(1)
-folder, model, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-rank, url = int(os.environ["RANK"]), f"http://127.0.0.1:{port}"
+folder, model, ports = Path(sys.argv[1]), sys.argv[2], [int(port) for port in sys.argv[3:]]
+rank, urls = int(os.environ["RANK"]), [f"http://127.0.0.1:{port}" for port in ports]
 found = {}
 
 def run(name, output, options, *arguments):
-    # The first process starts the server, the other waits for it, and both for its end.
+    # The first process starts the servers, of which the second fails as the options say, and the
+    # other waits for them.
     import torch.distributed as dist
     if dist.is_initialized():
         dist.barrier()
     with ExitStack() as stack, redirect_stderr(io.StringIO()) as said:
         if options is not None:
-            stack.enter_context(served(model, port, **options)) if rank == 0 else wait_for(url)
+            for port, url, own in zip(ports, urls, ({}, options)):
+                stack.enter_context(served(model, port, **own)) if rank == 0 else wait_for(url)
         code = main([
             "train", str(folder / "recipe.yaml"), "--output_dir", str(folder / output),
-            "--engine", "vllm-server", "--vllm_server_base_url", url, *arguments,
+            "--engine", "vllm-server", "--vllm_server_base_url", *urls, *arguments,
         ])
         dist.barrier()
     found[name] = [code, said.getvalue()]
 
 run("whole", "whole", {})
-for name, options in {"rollout": {"completions": 20}, "update": {"updates": 3}}.items():
+for name, options in {"rollout": {"completions": 10}, "update": {"updates": 3}}.items():
     run(name, name, options)
     run(f"{name}, resumed", name, {}, "--resume")
 other = {"served": {"shapes": {"model.embed_tokens.weight": [3, 32]}}}
@@ -128,14 +130,14 @@ run("unreachable", "refused", None)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of the command line, all in one launch of two processes."""
-    folder, port = tmp_path_factory.mktemp("failing"), free_port()
+    folder, ports = tmp_path_factory.mktemp("failing"), [free_port(), free_port()]
     model = save_tiny_model(folder / "model")
     write_recipe(
         folder, folder / "model", num_eval_problems=0, num_samples_kept=0, ddp_timeout=60,
         per_device_train_batch_size=4, optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
     )  # fmt: skip
-    run_processes(RUN, str(folder), model, str(port), processes=2, timeout=400)
-    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], port
+    run_processes(RUN, str(folder), model, *map(str, ports), processes=2, timeout=400)
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], ports
 
 
 def _message(found, name):
@@ -148,10 +150,10 @@ def _message(found, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rollout", "update"])
-def test_where_a_server_dies_all_stop_and_what_is_resumed_is_the_same_run(name, runs):
-    folder, found, port = runs
+def test_where_one_of_two_servers_dies_all_stop_and_what_is_resumed_is_the_same_run(name, runs):
+    folder, found, ports = runs
     code, message = _message(found, name)
-    assert code == 1 and f"http://127.0.0.1:{port}" in message
+    assert code == 1 and f"http://127.0.0.1:{ports[1]}" in message
     assert "the last good checkpoint is" in message and "checkpoint-2" in message
     assert _message(found, f"{name}, resumed") == (0, "") == _message(found, "whole")
     wanted = load_file(folder / "whole" / "model" / "model.safetensors")
