@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_from_another(error: BaseException | None) -> bool:
-    """Whether another process says it: what stops one stops all (training/together.py)."""
+    """Whether another process says it: what stops one stops all (together.py)."""
     return getattr(error, "is_from_another_process", False)
 
 

@@ -7,7 +7,7 @@ model's arithmetic differs, by rounding.
 Where several processes train, each has an engine of its own on its own device, and generates its
 own prompts. They start together, and take weights over together where the model is sharded: no
 engine leaves the others waiting there when it fails, and who uses them tells the others (the
-trainer does, see training/together.py). Nothing else waits for another process.
+trainer does, see together.py). Nothing else waits for another process.
 
 An engine of a model in training is asleep but within ``sync`` and ``run``: its weights and its
 cache leave the device to the update (see vllm_sleep.py). vLLM's CPU build cannot sleep.
@@ -33,10 +33,11 @@ from softgrpo.rollout.request import Request
 from softgrpo.rollout.vllm_plugin.packed import unpack
 from softgrpo.rollout.vllm_plugin.versions import require_vllm
 from softgrpo.rollout.vllm_plugin.wire import encode_request
-from softgrpo.rollout.vllm_processes import check_devices, gather, num_processes
+from softgrpo.rollout.vllm_processes import check_devices
 from softgrpo.rollout.vllm_sleep import awake
 from softgrpo.rollout.weights import shapes, walk
 from softgrpo.thinking.phases import Markers
+from softgrpo.together import gathered, num_processes
 
 OWN_DEVICE = "softgrpo.rollout.vllm_plugin.executor.OwnDeviceExecutor"
 
@@ -222,7 +223,7 @@ def _one_of_several(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     is_sized = "kv_cache_memory_bytes" in arguments  # then the share is not read
     check_devices(
-        gather(own_device()), 0 if is_sized else arguments.get("gpu_memory_utilization", 0)
+        gathered(own_device()), 0 if is_sized else arguments.get("gpu_memory_utilization", 0)
     )
     make_groups()
     return {"distributed_executor_backend": OWN_DEVICE}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch.distributed as dist
 
 _GIB = 2**30
 
@@ -24,11 +21,6 @@ class Device:
     name: str
     total: int
     free: int
-
-
-def num_processes() -> int:
-    """Processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def check_devices(devices: Sequence[Device], share: float) -> None:
@@ -61,11 +53,3 @@ def check_devices(devices: Sequence[Device], share: float) -> None:
 
 def _shown(device: Device) -> str:
     return f"{device.name} ({device.total / _GIB:.1f} GiB)"
-
-
-def gather(value: Any) -> list[Any]:
-    """The values of all processes, in order; every process must give one."""
-    found = [value] * num_processes()
-    if len(found) > 1:
-        dist.all_gather_object(found, value)
-    return found

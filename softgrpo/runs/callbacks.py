@@ -23,7 +23,7 @@ from softgrpo.reports import read_logs
 from softgrpo.rollout import RolloutEngine
 from softgrpo.runs.display import Display
 from softgrpo.thinking import SoftTrace
-from softgrpo.training.together import gathered, num_processes, process_number, together
+from softgrpo.together import gathered, num_processes, process_number, together
 
 
 @dataclass(eq=False)

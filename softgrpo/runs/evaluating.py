@@ -21,7 +21,7 @@ from softgrpo.runs.eval_folder import check_output, records_path, report
 from softgrpo.runs.eval_options import EvalOptions, eval_options
 from softgrpo.runs.eval_plan import EvalPlan, plan_evaluation
 from softgrpo.runs.recording import record
-from softgrpo.training.together import num_processes
+from softgrpo.together import num_processes
 
 
 @dataclass(frozen=True)

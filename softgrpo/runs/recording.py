@@ -16,7 +16,7 @@ from typing import Any
 from softgrpo.evaluation import Record, RecordFile, Results, Sampling, deal, sample
 from softgrpo.files import HALF_WRITTEN
 from softgrpo.runs.display import Counter, Display
-from softgrpo.training.together import gathered, num_processes, process_number, together
+from softgrpo.together import gathered, num_processes, process_number, together
 
 Records = dict[tuple[str, int], Record]  # by problem and sample
 

@@ -45,9 +45,9 @@ from softgrpo.runs.recipe import (
     recipe_names,
 )
 from softgrpo.runs.resuming import check_changes
+from softgrpo.together import alike, together
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 from softgrpo.training.engines import check_servers
-from softgrpo.training.together import alike, together
 from softgrpo.values import shown
 
 _FULL = 2**20  # bytes free, where torch fails to write and does not say why

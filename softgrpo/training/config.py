@@ -157,16 +157,10 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
                 "policy='soft' draws nothing, so there is nothing to train it by: "
                 "choose gumbel, dirichlet, gaussian, embedding_gaussian or discrete"
             )
-        urls = self.vllm_server_base_url or []
-        if self.engine == "vllm-server" and not urls:
+        if self.engine == "vllm-server" and not self.vllm_server_base_url:
             raise ValueError(
                 "vllm_server_base_url: must be the address of softgrpo serve, such as "
                 "http://localhost:8000, for engine: vllm-server"
-            )
-        if self.engine == "vllm-server" and len(urls) > self.world_size:
-            raise ValueError(
-                f"vllm_server_base_url={urls}: more servers than processes, "
-                f"of which there are {self.world_size}: at most one for each"
             )
         if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
             raise ValueError("deepspeed ZeRO-3 is not supported by softgrpo: use FSDP2 or ZeRO-2")

@@ -80,12 +80,18 @@ def check_servers(args: SofTGRPOConfig, model: str) -> None:
         model: A folder in Hugging Face format or a hub id.
 
     Raises:
-        ValueError: As ``check_server``.
+        ValueError: As ``check_server``; more servers than processes.
     """
     if args.engine == "vllm-server":
+        urls = args.vllm_server_base_url or []
+        if len(urls) > args.world_size:
+            raise ValueError(
+                f"vllm_server_base_url={urls}: more servers than processes, "
+                f"of which there are {args.world_size}: at most one for each"
+            )
         trusts = args.trust_remote_code
         wanted = shapes_by(AutoConfig.from_pretrained(model, trust_remote_code=trusts), trusts)
-        for url in args.vllm_server_base_url or []:
+        for url in urls:
             check_server(Client(url), wanted)
 
 

@@ -43,6 +43,7 @@ from softgrpo.modeling.kernels import without_cudnn
 from softgrpo.replay import Replayed, add_replay
 from softgrpo.rollout import Rollout
 from softgrpo.thinking import SoftTrace
+from softgrpo.together import together
 from softgrpo.training import (
     completions,
     freezing,
@@ -58,7 +59,6 @@ from softgrpo.training.metrics import gap_metrics, thinking_metrics
 from softgrpo.training.micro_batches import Batch
 from softgrpo.training.paper import PAPER
 from softgrpo.training.support import causal_lm
-from softgrpo.training.together import together
 
 _logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ PROGRAM = """
 import json, os, signal, sys, time
 import torch.distributed as dist
 from softgrpo.rewards import RewardError
-from softgrpo.training.together import gathered, together
+from softgrpo.together import gathered, together
 dist.init_process_group("gloo")
 rank, told = dist.get_rank(), {}
 

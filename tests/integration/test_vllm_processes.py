@@ -19,7 +19,7 @@ from accelerate import PartialState
 from pathlib import Path
 from torch.distributed.fsdp import fully_shard
 from softgrpo.rollout.vllm_engine import VLLMEngine
-from softgrpo.training.together import together
+from softgrpo.together import together
 from tests.helpers import SleepingLLM, tiny_model
 
 class Receiving(SleepingLLM):

@@ -24,12 +24,13 @@ _LEAVES = {
     "checkpoints",
     "values",
     "lazy",
+    "together",
 }
 MAY_IMPORT = {
     "thinking": {"values", "lazy"},
     "modeling": set(),
     "replay": {"thinking", "modeling"},
-    "rollout": {"thinking", "modeling", "replay", "values"},
+    "rollout": {"thinking", "modeling", "replay", "values", "together"},
     "training": _METHOD | _LEAVES,
     "evaluation": _METHOD | _LEAVES,
     "rewards": {"sandbox", "values"},
@@ -42,6 +43,7 @@ MAY_IMPORT = {
     "files": set(),
     "values": set(),
     "lazy": set(),
+    "together": set(),
     "checkpoints": {"files"},
     "runs": _METHOD | _LEAVES | {"training", "evaluation"},
     "cli": _METHOD | _LEAVES | {"training", "evaluation", "runs"},

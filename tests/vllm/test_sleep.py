@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vllm.platforms import current_platform
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from tests.helpers import thinking
 from tests.vllm.engines import make_model, running_engine
@@ -17,6 +15,9 @@ _NEEDS = {"execute_model": EVERYTHING, "take_weights": {"weights"}}
 @pytest.fixture
 def engine(tmp_path, monkeypatch):
     """One that sleeps, over workers that refuse what needs what is asleep."""
+    from vllm.platforms import current_platform
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
     ask = UniProcExecutor.collective_rpc
 
     def refuse(self, method, *args, **kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from softgrpo.training.engines import check_servers
 from tests.helpers import TRAIN_PROMPTS, make_trainer, run_processes, train_config
 
 # Settings, and the prompts that one rollout takes with four generations of each.
@@ -128,7 +129,6 @@ def test_servers_are_a_list_however_they_are_written(given, found, tmp_path):
         (5, "vllm_server_base_url=5: must be"),
         (None, "vllm_server_base_url: must be the address of softgrpo serve"),
         (" , ", "vllm_server_base_url: must be the address of softgrpo serve"),
-        (["http://a:1", "http://b:2"], "more servers than processes, of which there are 1"),
     ],
 )
 def test_servers_of_no_use_are_refused(given, said, tmp_path):
@@ -139,3 +139,10 @@ def test_servers_of_no_use_are_refused(given, said, tmp_path):
 def test_a_vllm_over_several_devices_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vllm_tensor_parallel_size=2: not supported by softgrpo"):
         train_config(tmp_path, vllm_tensor_parallel_size=2)
+
+
+def test_more_servers_than_processes_are_refused(tmp_path):
+    urls = ["http://a:1", "http://b:2"]
+    args = train_config(tmp_path, engine="vllm-server", vllm_server_base_url=urls)
+    with pytest.raises(ValueError, match="more servers than processes, of which there are 1"):
+        check_servers(args, "MODEL")

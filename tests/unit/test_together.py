@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from softgrpo.training.together import gathered, num_processes, process_number, together
+from softgrpo.together import gathered, num_processes, process_number, together
 
 
 def test_alone_an_error_is_itself():
