@@ -8,46 +8,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
+from transformers.hf_argparser import string_to_bool
 
-from softgrpo.checkpoints import most_kept
 from softgrpo.evaluation import tokenize_prompts
-from softgrpo.files import cache_folder, read_json, write_json
-from softgrpo.modeling.attention import narrow_layers
+from softgrpo.files import write_json
 from softgrpo.models import default_device, load_config, load_tokenizer, resolve_model
 from softgrpo.planning import calibrate, proposals, speed
-from softgrpo.planning.devices import DEVICES, GIB, Device
-from softgrpo.planning.job import Checkpointing, Job, Reference
+from softgrpo.planning.devices import GIB, Device
+from softgrpo.planning.job import Job, Prompts
 from softgrpo.planning.memory import Kinds, Phase, memory, peak
-from softgrpo.planning.shapes import Shape, shape_of
+from softgrpo.planning.shapes import Shape
 from softgrpo.reports import format_table
-from softgrpo.rollout.prepacked import WORTH_TOKENS
+from softgrpo.runs.estimate import autocast_of, calibrated, device_of, job_of, shape_with
 from softgrpo.runs.plan import lora_config, within
 from softgrpo.runs.problems import load, prompt_format
-from softgrpo.runs.recipe import RunConfig, field_name, read_recipe
+from softgrpo.runs.recipe import RunConfig, read_recipe
 from softgrpo.runs.recipe_files import read_recipes
 from softgrpo.tasks import to_dataset
 from softgrpo.training import SofTGRPOConfig
-from softgrpo.training.engines import rollout_dtype
-
-# Where nobody bounds the thinking, so much of a completion is taken for it.
-_THINKING_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """What is known of a recipe's prompts: how many to train on, the longest, what all share."""
-
-    count: int
-    longest: int
-    common: int
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -71,21 +53,31 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if value is not None and not least <= value <= most:
             option = name.replace("_", "-")
             raise ValueError(f"{option}={value}: must be from {least} to {most:,}")
-    is_for_cpu = read_recipes(options.recipe).get("use_cpu") is True
-    is_for_cpu = is_for_cpu or "use_cpu" in map(field_name, rest)
-    name = options.device or ("cpu" if is_for_cpu else "h100")
     # Without it transformers would look for the GPUs here.
     config, args, values = read_recipe(options.recipe, [*rest, "--use_cpu", "true"])
-    device, where = _device(name)
+    name = options.device or ("cpu" if _is_for_cpu(options.recipe, rest) else "h100")
+    device, where = device_of(name)
     sharing = options.gpus if name == "cpu" else 1  # processes on processors share their memory
     device_bytes = int(options.memory * GIB if options.memory else device.memory / sharing)
     place = resolve_model(str(config.model))
     model_config = load_config(place, args.trust_remote_code)
     prompts = _prompts(config, args, place, options.prompt_tokens)
-    shape, adapted = _shapes(config, args, model_config)
-    job = job_of(config, args, values, model_config, prompts, options, is_cpu=name == "cpu")
+    lora = lora_config(config)
+    shape = shape_with(config, args, model_config, lora)
+    others = lora_config(replace(config, lora=proposals.LORA))
+    adapted = shape if lora else shape_with(config, args, model_config, others)
+    _spread(args, values, options.gpus)
+    job = job_of(
+        config,
+        args,
+        model_config,
+        prompts,
+        processes=options.gpus,
+        is_sharded=options.fsdp,
+        is_cpu=name == "cpu",
+    )
     plan = make(shape, adapted, job, device, device_bytes)
-    autocast = _autocast(args)
+    autocast = autocast_of(args)
     about = {
         "recipe": " ".join(options.recipe),
         "model": config.model,
@@ -128,81 +120,22 @@ def make(
     }
 
 
-def job_of(
-    config: RunConfig,
-    args: SofTGRPOConfig,
-    values: dict[str, Any],
-    model_config: Any,
-    prompts: Prompts,
-    options: argparse.Namespace,
-    *,
-    is_cpu: bool,
-) -> Job:
-    """The job of a recipe, as ``read_recipe`` gives it for one process, in each of several."""
-    processes = options.gpus
+def _is_for_cpu(recipe: Sequence[str], rest: Sequence[str]) -> bool:
+    """Whether a recipe, or the command line over it, asks for the CPU; both have been checked."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given = read_recipes(recipe).get("use_cpu") or False
+    parser.add_argument("--use_cpu", "--use-cpu", nargs="?", const=True, default=given)
+    return string_to_bool(parser.parse_known_args(rest)[0].use_cpu)
+
+
+def _spread(args: SofTGRPOConfig, values: dict[str, Any], processes: int) -> None:
+    """Give what was read in one process the sizes that it has in each of so many."""
     steps = int(args.steps_per_generation or 1)
     if values.get("generation_batch_size") or args.update_batch_size:  # of all processes together
         steps = max(1, steps // processes)
     args.gradient_accumulation_steps = args.accumulation_steps(processes)
     args.generation_batch_size = args.per_device_train_batch_size * processes * steps
     args.steps_per_generation = steps
-    updates = args.num_steps(prompts.count)
-    thinking, tokens = args.thinking, int(args.max_completion_length or 0)
-    is_soft = thinking.policy != "discrete"
-    share = (thinking.max_think_tokens or _THINKING_SHARE * tokens) / tokens if is_soft else 0.0
-    dtype, autocast = getattr(torch, config.dtype), _autocast(args)
-    device = torch.device("cpu" if is_cpu else "cuda")
-    text_config = model_config.get_text_config()
-    copy = None
-    if args.engine == "transformers":
-        copy = rollout_dtype(args.rollout_dtype, dtype, autocast, device, options.fsdp)
-    sequences = args.per_device_train_batch_size * steps
-    shares = args.share_prompts
-    if shares is None:
-        shares = is_cpu and not narrow_layers(text_config)
-    every = steps * args.num_iterations
-    reference: Reference = "model" if config.lora is None else "adapter off"
-    checkpointing: Checkpointing = "all" if args.gradient_checkpointing else "none"
-    if args.is_checkpointing_auto and args.train_batch_tokens is not None:
-        checkpointing = "long"
-    is_evaluated = bool(config.num_eval_problems)
-    return Job(
-        processes=processes,
-        is_sharded=options.fsdp,
-        is_cpu=is_cpu,
-        updates=updates,
-        rollouts=math.ceil(updates * args.gradient_accumulation_steps / every),
-        sequences=sequences,
-        group=int(args.num_generations or 1),
-        micro_batch=args.per_device_train_batch_size,
-        micro_batches=args.gradient_accumulation_steps,
-        prompt_tokens=prompts.longest,
-        common_tokens=prompts.common,
-        completion_tokens=tokens,
-        soft_share=min(1.0, share),
-        columns=int(thinking.top_k or 1) if is_soft else 1,
-        noise_width=text_config.hidden_size * (thinking.policy == "embedding_gaussian"),
-        shares_prompts=shares,
-        train_batch_tokens=args.train_batch_tokens,
-        checkpointing=checkpointing,
-        reference=reference if args.beta else "none",
-        recomputes_old=args.gradient_accumulation_steps % every != 0,
-        engine=args.engine,  # type: ignore[arg-type]
-        rollout_batch_size=args.rollout_batch_size,
-        rollout_batch_tokens=args.rollout_batch_tokens,
-        rollout_copy_bytes=copy.itemsize if copy is not None else 0,
-        is_prepacked=(
-            is_cpu
-            and args.engine == "transformers"
-            and sequences * tokens >= WORTH_TOKENS
-            and dtype == torch.float32
-            and (autocast is None or copy is not None)
-        ),
-        vllm_share=args.vllm_gpu_memory_utilization,
-        eval_sequences=math.ceil(config.num_eval_problems / processes) * config.eval_samples,
-        evaluations=2 * (len(config.eval_decodings) if is_soft else 1) if is_evaluated else 0,
-        checkpoints=most_kept(args, updates),
-    )
 
 
 # What is read -------------------------------------------------------------------------------------
@@ -221,36 +154,13 @@ def _prompts(config: RunConfig, args: SofTGRPOConfig, place: str, given: int | N
     template_options: Any = args.chat_template_kwargs
     ids = tokenize_prompts(tokenizer, rows["prompt"][:], template_options=template_options)
     kept, _ = within(config.max_prompt_tokens, ids[: len(train)])
-    own = [ids[i] for i in kept]
-    common = os.path.commonprefix([min(own), max(own)])
-    return Prompts(len(own), max(map(len, [*own, *ids[len(train) :]])), len(common))
-
-
-def _shapes(config: RunConfig, args: SofTGRPOConfig, model_config: Any) -> tuple[Shape, Shape]:
-    """The model's shape as it is trained, and with adapters."""
-    learns = args.policy == "discrete"
-    dtype, autocast = getattr(torch, config.dtype), _autocast(args)
-
-    def shape(of: RunConfig) -> Shape:
-        lora = lora_config(of)
-        return shape_of(
-            model_config, dtype=dtype, autocast=autocast, lora=lora, embeds_learn=learns
-        )
-
-    own = shape(config)
-    return own, own if config.lora is not None else shape(replace(config, lora=proposals.LORA))
-
-
-def _autocast(args: SofTGRPOConfig) -> torch.dtype | None:
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else None
+    return Prompts.of([ids[i] for i in kept], ids[len(train) :])
 
 
 # Calibration --------------------------------------------------------------------------------------
 def _calibrate() -> None:
     here = default_device()
-    file = _calibrated(here.type)
+    file = calibrated(here.type)
     measured = calibrate.measure(here)
     write_json(file, asdict(measured))
     print(
@@ -258,27 +168,6 @@ def _calibrate() -> None:
         f"{measured.half_flops / 1e9:.0f} bfloat16, {measured.bandwidth / 1e9:.1f} GB/s, "
         f"{measured.layer_seconds * 1e3:.2f} ms a layer of a step; kept in {file}"
     )
-
-
-def _calibrated(kind: str) -> Path:
-    """This machine's numbers; on a CPU those of so many threads."""
-    name = f"cpu-{torch.get_num_threads()}" if kind == "cpu" else kind
-    return cache_folder() / f"device-{name}.json"
-
-
-def _device(name: str) -> tuple[Device, str]:
-    """A device's numbers, and where they are from."""
-    if name == "cpu":
-        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        file = _calibrated("cpu")
-        if file.exists():
-            values = read_json(file)
-            if not isinstance(values, dict) or set(values) != {f.name for f in fields(Device)}:
-                raise ValueError(f"{file}: holds no measurements; make them: plan --calibrate")
-            return Device(**values), f"measured, {file}"
-        guess = replace(DEVICES["cpu"], memory=memory_bytes)
-        return guess, "guessed; measure them: softgrpo plan --calibrate"
-    return DEVICES[name], "the maker's peaks, and guessed shares of them"
 
 
 # What is printed ----------------------------------------------------------------------------------

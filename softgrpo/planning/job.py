@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Reference = Literal["none", "model", "adapter off"]
 Checkpointing = Literal["all", "long", "none"]
 Engine = Literal["transformers", "vllm", "vllm-server"]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a plan asks of a run's prompts; lengths are in tokens."""
+
+    count: int  # to train on
+    longest: int  # those of the evaluation among them
+    common: int  # what all that are trained on begin with
+
+    @classmethod
+    def of(cls, trained: Sequence[list[int]], others: Sequence[list[int]] = ()) -> Prompts:
+        """Of tokenized prompts, those to train on and the others; at least one is trained on."""
+        common = os.path.commonprefix([min(trained), max(trained)])
+        return cls(len(trained), max(map(len, [*trained, *others])), len(common))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 The model is built on the meta device, where tensors have shapes and no memory, so parameters are
 counted and not computed from formulas, adapters too. What its layers keep for the backward pass is
-counted as well: by what autograd would save.
+counted as well: by what autograd would save, of a first layer and of each more. So a deep model
+takes no longer than two layers do.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +75,7 @@ def shape_of(
     autocast: torch.dtype | None = None,
     lora: Any = None,
     embeds_learn: bool = False,
+    model: Any = None,
 ) -> Shape:
     """The shape of a causal LM.
 
@@ -83,15 +86,16 @@ def shape_of(
         lora: peft's LoraConfig; None: all weights are trained.
         embeds_learn: Whether an input embedding that is not the head is trained (policy
             ``discrete``).
+        model: The causal LM itself, with its adapters, where it is there; None: it is built, which
+            takes half a second with LoRA.
 
     Raises:
         ValueError: The config describes no causal LM that can be looked through without weights, or
             none that takes these adapters.
     """
     try:
-        with torch.device("meta"):
-            model = _causal_lm(config, dtype, lora)
-        kept, attended, casts = _kept(model, dtype, autocast)
+        model = model or _causal_lm(config, dtype, lora)
+        kept, attended, casts = _kept(config, dtype, autocast, lora)
     except _LoraError as error:
         raise ValueError(f"lora: {error}") from error
     except Exception as error:  # whatever a config makes of the library that reads it
@@ -142,16 +146,17 @@ class _LoraError(Exception):
 def _causal_lm(config: Any, dtype: torch.dtype, lora: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    model.train()
-    if lora is None:
-        return model
-    from peft import get_peft_model
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model.train()
+        if lora is None:
+            return model
+        from peft import get_peft_model
 
-    try:
-        return get_peft_model(model, lora).get_base_model()
-    except Exception as error:
-        raise _LoraError(error) from error
+        try:
+            return get_peft_model(model, lora).get_base_model()
+        except Exception as error:
+            raise _LoraError(error) from error
 
 
 def _layers(model: Any) -> nn.ModuleList:
@@ -168,15 +173,49 @@ def _count(parameters: Any) -> int:
 
 
 # What autograd keeps ------------------------------------------------------------------------------
-def _kept(model: Any, dtype: torch.dtype, autocast: torch.dtype | None) -> tuple[int, int, int]:
+def _kept(
+    config: Any, dtype: torch.dtype, autocast: torch.dtype | None, lora: Any
+) -> tuple[int, ...]:
     """Bytes kept of a token, those of them by attention, and bytes that no token adds to."""
-    totals, attended = zip(*(_kept_of(model, n, dtype, autocast) for n in _LENGTHS), strict=True)
+    if not _is_alike(lora):
+        return _kept_of(_causal_lm(config, dtype, lora), dtype, autocast)
+    one, two = (
+        _kept_of(_causal_lm(_first_layers(config, count), dtype, lora), dtype, autocast)
+        for count in (1, 2)
+    )
+    more = config.get_text_config().num_hidden_layers - 1
+    return tuple(first + more * (both - first) for first, both in zip(one, two, strict=True))
+
+
+def _is_alike(lora: Any) -> bool:
+    """Whether adapters are put on every layer in the same way, and not on some by their numbers."""
+    if lora is None:
+        return True
+    targets = lora.target_modules or ()
+    is_pattern = isinstance(targets, str) and targets != "all-linear"
+    if is_pattern or lora.layers_to_transform is not None or lora.rank_pattern:
+        return False
+    return isinstance(targets, str) or not any("." in name for name in targets)
+
+
+def _first_layers(config: Any, count: int) -> Any:
+    cut = copy.deepcopy(config)
+    text = cut.get_text_config()
+    text.num_hidden_layers = count
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:count]
+    return cut
+
+
+def _kept_of(model: Any, dtype: torch.dtype, autocast: torch.dtype | None) -> tuple[int, int, int]:
+    """As ``_kept``, of a model with so many layers as it has."""
+    totals, attended = zip(*(_run(model, n, dtype, autocast) for n in _LENGTHS), strict=True)
     step = _LENGTHS[1] - _LENGTHS[0]
     each = (totals[1] - totals[0]) // step
     return each, (attended[1] - attended[0]) // step, max(0, totals[0] - each * _LENGTHS[0])
 
 
-def _kept_of(
+def _run(
     model: Any, length: int, dtype: torch.dtype, autocast: torch.dtype | None
 ) -> tuple[int, int]:
     weights = {p.untyped_storage()._cdata for p in model.parameters()}

@@ -16,6 +16,7 @@ from softgrpo.files import read_json, write_json
 from softgrpo.reports import Style, cell, format_table, interval
 from softgrpo.runs.directory import RunDirectory
 from softgrpo.runs.display import Display, duration
+from softgrpo.runs.estimate import Estimate
 from softgrpo.runs.plan import Plan
 from softgrpo.runs.recording import record
 from softgrpo.values import check
@@ -35,8 +36,8 @@ class Outcome:
         records: The folder of every evaluated sample, with summary.json and summary.md.
         step: Optimizer steps made.
         before, after: Results of the evaluations by decoding. Empty where there was none (yet).
-        cost: Of the start that trained: its wall time, CPU-seconds, training tokens, peak memory.
-            Empty in other processes than the first.
+        cost: Of the start that trained: its wall time, CPU-seconds, training tokens, peak memory,
+            and what was estimated of the run. Empty in other processes than the first.
         interrupted: Whether it was stopped by Ctrl-C or SIGTERM.
     """
 
@@ -155,12 +156,13 @@ def usage() -> tuple[float, float]:
     return time.perf_counter(), sum(use.ru_utime + use.ru_stime for use in spent)
 
 
-def cost(started: tuple[float, float], tokens: int) -> dict[str, Any]:
+def cost(started: tuple[float, float], tokens: int, estimated: Estimate | None) -> dict[str, Any]:
     """What this start of the run took.
 
     Args:
         started: `usage` when it began.
         tokens: Prompt and completion tokens of all training steps.
+        estimated: What was said of the run when it started.
     """
     clock, cpu = (now - then for now, then in zip(usage(), started, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -173,4 +175,4 @@ def cost(started: tuple[float, float], tokens: int) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         values["peak GPU memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-    return values
+    return values | (estimated.cost if estimated else {})

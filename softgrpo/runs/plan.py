@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from softgrpo.evaluation import Sampling, tokenize_prompts
 from softgrpo.models import load_tokenizer, resolve_model
+from softgrpo.planning.job import Prompts
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
 from softgrpo.runs.judging import make_judge
 from softgrpo.runs.problems import load, prompt_format
@@ -37,8 +38,10 @@ class Plan:
         config: The run's own fields.
         args: The training's.
         model: A local folder or hub id.
+        model_config: transformers' config of it.
         tokenizer: The model's, with a pad token.
         train: Data set for the trainer.
+        prompts: How many and how long its prompts are.
         num_steps: Optimizer steps of the whole run.
         evaluation: Data set for the trainer's evaluation, None where it makes none.
         rewards: As TRL calls them.
@@ -52,8 +55,10 @@ class Plan:
     config: RunConfig
     args: SofTGRPOConfig
     model: str
+    model_config: Any
     tokenizer: Any
     train: Dataset
+    prompts: Prompts
     num_steps: int
     evaluation: Dataset | None
     rewards: list[CheckedReward | CheckedAsyncReward]
@@ -132,8 +137,10 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         config=config,
         args=args,
         model=place,
+        model_config=model_config,
         tokenizer=tokenizer,
         train=rows,
+        prompts=Prompts.of(train_ids, eval_ids),
         num_steps=num_steps,
         evaluation=held_out if args.eval_strategy != "no" else None,
         rewards=rewards,

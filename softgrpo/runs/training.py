@@ -25,6 +25,7 @@ from softgrpo.runs.callbacks import Interrupt, MetricsLog, SampleKeeper
 from softgrpo.runs.directory import RunDirectory
 from softgrpo.runs.display import Display, Silent
 from softgrpo.runs.errors import RunFailed, reward_failed
+from softgrpo.runs.estimate import Estimate, estimate
 from softgrpo.runs.outcome import (
     Evaluations,
     Outcome,
@@ -48,6 +49,7 @@ from softgrpo.runs.resuming import check_changes
 from softgrpo.together import alike, together
 from softgrpo.training import NonFiniteLossError, SofTGRPOTrainer
 from softgrpo.training.engines import check_servers
+from softgrpo.training.support import causal_lm
 from softgrpo.values import shown
 
 _FULL = 2**20  # bytes free, where torch fails to write and does not say why
@@ -134,7 +136,8 @@ def start(
                 changed = directory.write_config(values, call, args.seed)
                 for note in (*plan.notes, *(f"resumed with another {x}" for x in changed)):
                     display.say(note)
-            return _carry_out(this, trainer, interrupt, started)
+            estimated = _estimate(this, trainer) if is_main else None
+            return _carry_out(this, trainer, interrupt, started, estimated)
 
 
 def _call(recipe: Recipe, changes: Changes, resume: bool) -> str:
@@ -158,8 +161,23 @@ def _told(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
+def _estimate(this: _Start, trainer: SofTGRPOTrainer) -> Estimate | None:
+    """What the run will hold and take, said aloud; None where nobody can tell."""
+    model, device = causal_lm(trainer.model), trainer.accelerator.device
+    found = estimate(this.plan, model, device, trainer.is_fsdp_enabled)
+    if isinstance(found, str):
+        this.display.say(found)
+        return None
+    this.display.say(found.lines)
+    return found
+
+
 def _carry_out(
-    this: _Start, trainer: SofTGRPOTrainer, interrupt: Interrupt, started: tuple[float, float]
+    this: _Start,
+    trainer: SofTGRPOTrainer,
+    interrupt: Interrupt,
+    started: tuple[float, float],
+    estimated: Estimate | None,
 ) -> Outcome:
     """Evaluate, train, evaluate, report."""
     plan, directory, display = this.plan, this.directory, this.display
@@ -186,7 +204,7 @@ def _carry_out(
         with together():
             if is_main:
                 spent = None if has_trained else former_cost(directory)
-                spent = spent or cost(started, trainer.state.num_input_tokens_seen)
+                spent = spent or cost(started, trainer.state.num_input_tokens_seen, estimated)
                 outcome = replace(outcome, cost=spent)
                 report(plan, directory, outcome, display)
         return outcome

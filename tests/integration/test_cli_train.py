@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def test_a_whole_run(recipe, tmp_path, capsys):
     run, output = tmp_path / "run", capsys.readouterr().out
     for said in ("pass@1 before", "discrete", "[a, b]: 95%", "wall time", "peak memory", str(run)):
         assert said in output
+    (told,) = re.findall(r"estimate: ([\d.]+) of [\d.]+ GiB at most, in the (.+) \(", output)
+    assert output.count("estimate: ") == 2 and output.index("estimate: ") < output.index("step 1")
     assert "{'" not in output  # the trainer's own dict prints are off
 
     assert yaml.safe_load((run / "config.yaml").read_text())["tau"] == 0.7
@@ -56,6 +59,8 @@ def test_a_whole_run(recipe, tmp_path, capsys):
     assert any(row["num_soft_tokens"] for row in _lines(run / "evaluation/after-soft.jsonl")[1:])
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["before"]["soft"]["num_problems"] == 3
+    assert summary["cost"]["estimated peak memory"] == "{} GiB, {}".format(*told)
+    assert summary["cost"]["peak memory"].endswith(" GiB") and summary["cost"]["estimated time"]
 
     assert len(_lines(run / "samples" / "step-4.jsonl")) == 2
     assert len(SoftTrace.load(run / "samples" / "step-4.safetensors")) == 2

@@ -98,6 +98,21 @@ def test_fields_and_devices_on_the_command_line(recipe, capsys):
     assert lora["job"]["reference"] == "adapter off" and lora["shape"]["adapters"]
 
 
+@pytest.mark.parametrize(
+    ("words", "device"),
+    [
+        ([], "cpu"),
+        (["--use_cpu"], "cpu"),
+        (["--use_cpu", "false"], "h100"),
+        (["--use-cpu=no"], "h100"),
+        (["--use_cpu", "false", "--device", "cpu"], "cpu"),
+    ],
+)
+def test_the_device_is_the_one_that_is_asked_for(recipe, capsys, words, device):
+    found = plan(capsys, recipe, *words)
+    assert (found["device"], found["job"]["is_cpu"]) == (device, device == "cpu")
+
+
 def test_a_person_reads_first_whether_it_fits(recipe, capsys):
     assert main(["plan", recipe]) == 0
     head = capsys.readouterr().out.splitlines()[:5]

@@ -50,6 +50,23 @@ def test_parameters_are_those_of_a_real_model(name, lora):
     assert shape.trained_bytes == sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_that_is_there_has_the_shape_of_its_config(name, lora):
+    model = real(CONFIGS[name], lora=lora)
+    assert shape_of(CONFIGS[name], lora=lora, model=model) == shape_of(CONFIGS[name], lora=lora)
+
+
+@pytest.mark.parametrize(
+    "where", [{"layers_to_transform": [1]}, {"rank_pattern": {"layers.2.self_attn.q_proj": 16}}]
+)
+def test_adapters_of_some_layers_are_those_of_no_others(where):
+    config = CONFIGS["tied llama"]
+    each = shape_of(config, lora=LoraConfig(r=4, target_modules=["q_proj"]))
+    some = shape_of(config, lora=LoraConfig(r=4, target_modules=["q_proj"], **where))
+    assert some.adapters != each.adapters and some.kept_bytes != each.kept_bytes
+
+
 def test_ordinary_tokens_train_the_embedding_that_soft_ones_freeze():
     config = CONFIGS["untied llama"]
     frozen, learning = shape_of(config), shape_of(config, embeds_learn=True)
