@@ -51,7 +51,11 @@ class _ColumnLogits(Function):
         for rows in _blocks(ids, weight, block):
             columns = F.embedding(ids[rows], weight).to(dtype)
             logits[rows] = columns.mul_(hidden[rows, None]).sum(-1)
-        return logits, weight.view_as(weight)
+        passed = weight.view_as(weight)
+        if not ctx.needs_input_grad[1]:
+            # Or it would have a gradient as hidden has one, and whatever uses it make a [V, D].
+            ctx.mark_non_differentiable(passed)
+        return logits, passed
 
     @staticmethod
     @once_differentiable

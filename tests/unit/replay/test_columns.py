@@ -85,6 +85,11 @@ def test_a_frozen_head_gets_no_gradient_and_a_frozen_model_none_either():
     assert weight.grad is not None
 
 
+def test_no_use_of_a_frozen_head_makes_a_gradient_of_it():
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(30, 8)
+    assert not column_logits(hidden, weight, torch.zeros(4, 2, dtype=torch.long))[1].requires_grad
+
+
 def test_a_rows_gradient_is_rounded_once():
     """Four thousand small numbers in bfloat16: one after the other they stop to count at 256."""
     count = 4096
