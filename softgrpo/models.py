@@ -85,7 +85,7 @@ def load_weights(
         if base is not None:
             missing |= model.load_adapter(place, adapter_kwargs=where).missing_keys
     except Exception as error:  # whatever broken files make of the libraries that read them
-        raise ValueError(f"model {source!r}: cannot be loaded: {error}") from error
+        raise _refused(source, "it cannot be loaded", error) from error
     if missing:
         raise ValueError(
             f"model {source!r}: its files lack {len(missing)} of its weights, such as "
@@ -121,7 +121,7 @@ def load_tokenizer(
         # Some of what is wrong with its files shows only when it is used.
         tokenizer.decode(tokenizer.encode("a b", add_special_tokens=False))
     except Exception as error:  # as above
-        raise ValueError(f"model {source!r}: its tokenizer cannot be loaded: {error}") from error
+        raise _refused(source, "its tokenizer cannot be loaded", error) from error
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
@@ -136,8 +136,22 @@ def load_config(
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
     except Exception as error:  # as above
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model {source!r}: its config cannot be read: {reason}") from error
+        raise _refused(source, "its config cannot be read", error) from error
+
+
+def _refused(source: str, what: str, error: BaseException) -> ValueError:
+    """What to say of an error of the libraries that read a model."""
+    from huggingface_hub.errors import GatedRepoError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, GatedRepoError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return ValueError(
+            f"model {source!r}: {what}: the hub gives it only to those who have asked for access; "
+            f"ask at https://huggingface.co/{source}, then log in: hf auth login"
+        )
+    return ValueError(f"model {source!r}: {what}: {' '.join(str(error).split())[:300]}")
 
 
 def context_length(config: Any) -> int | None:

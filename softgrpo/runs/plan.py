@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from softgrpo.evaluation import Sampling, tokenize_prompts
-from softgrpo.models import load_tokenizer, resolve_model
+from softgrpo.models import load_config, load_tokenizer, resolve_model
 from softgrpo.planning.job import Prompts
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
 from softgrpo.runs.judging import make_judge
@@ -74,8 +74,6 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     Raises:
         ValueError: Names the field at fault and what would do.
     """
-    from transformers import AutoConfig
-
     for name, why in _REFUSED:
         if getattr(args, name, None):
             raise ValueError(f"{name}={getattr(args, name)}: not a field of softgrpo train: {why}")
@@ -104,7 +102,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
             "to put the prompts as plain text"
         )
     Markers(think_end, tokenizer)
-    model_config = AutoConfig.from_pretrained(place, trust_remote_code=args.trust_remote_code)
+    model_config = load_config(place, args.trust_remote_code)
     text_config = model_config.get_text_config()
     args.thinking.check_vocabulary(text_config.vocab_size)
 

@@ -112,7 +112,11 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
         self.vllm_server_base_url = _addresses(self.vllm_server_base_url)
         if self.update_batch_size is not None and self.steps_per_generation is None:
             self.generation_batch_size = self.generation_batch_size or self.update_batch_size
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            self._check_groups()
+            raise error
         given, wanted = self.gradient_accumulation_steps, self.accumulation_steps(self.world_size)
         if given not in (1, wanted):
             raise ValueError(
@@ -186,6 +190,18 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
                 f"{num_processes} processes); lower the latter"
             )
         return self.update_batch_size // at_once
+
+    def _check_groups(self) -> None:
+        """Say of a rollout that holds no whole number of groups what makes it so large."""
+        size, group = self.generation_batch_size, int(self.num_generations or 1)
+        if size is not None and size % group:
+            raise ValueError(
+                f"num_generations={group}: a rollout of all processes must hold whole groups of as "
+                f"many samples of a prompt, and it has {size} "
+                f"(per_device_train_batch_size={self.per_device_train_batch_size} x "
+                f"{self.world_size} processes x steps_per_generation={self.steps_per_generation}); "
+                "give a multiple, by one of them or by num_generations"
+            )
 
     def check_num_prompts(self, num_prompts: int) -> int:
         """How many rollouts an epoch has; prompts that fill none are left out.

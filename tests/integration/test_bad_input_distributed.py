@@ -14,19 +14,28 @@ RUN = """
 import io, json, os, sys
 from contextlib import redirect_stderr
 from pathlib import Path
+import httpx, psutil
 import torch.distributed as dist
+from huggingface_hub.errors import GatedRepoError
+from transformers.utils import hub
 from softgrpo.cli.main import main
 from softgrpo.runs import training
+
+def gated(*arguments, **options):
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    raise GatedRepoError("403 Client Error", response=answer)
 
 def load_weights(*arguments):
     raise AssertionError("a model is loaded")
 
+hub.hf_hub_download = gated
 training.load_weights = load_weights
 found = {}
 for name, arguments in json.loads(sys.argv[1]).items():
     with redirect_stderr(io.StringIO()) as said:
         code = main(["train", *arguments])
     lines = [x for x in said.getvalue().splitlines() if x.startswith("softgrpo: ")]
+    assert psutil.Process().children(recursive=True) == []
     found[name] = [code, lines]
 Path(sys.argv[2], os.environ["RANK"]).write_text(json.dumps(found))
 dist.destroy_process_group()
@@ -34,9 +43,10 @@ dist.destroy_process_group()
 WANTED = {
     "folder": "used: holds files that are no run's",
     "column": "no column 'query'; there are ['answer', 'question']",
-    "group": "generation_batch_size (8) must be divisible by num_generations (3)",
+    "group": "num_generations=3: a rollout of all processes must hold whole groups",
     "server": "no server answers at http://127.0.0.1:9",
     "model": "nowhere",
+    "gated": "model 'org/gated': ",
     "problems": "training problems are fewer than the",
 }
 
@@ -64,6 +74,7 @@ def told(tmp_path_factory):
         "group": ["--num_generations", "3"],
         "server": ["--engine", "vllm-server", "--vllm_server_base_url", "http://127.0.0.1:9"],
         "model": ["--model", str(folder / "nowhere")],
+        "gated": ["--model", "org/gated"],
         "problems": ["--num_train_problems", "1"],
     }
     arguments = {name: [path, *more] for name, more in cases.items()}

@@ -5,13 +5,16 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers.utils import hub
 
 from softgrpo import models
-from softgrpo.models import load_model, load_tokenizer, load_weights, resolve_model
+from softgrpo.models import load_config, load_model, load_tokenizer, load_weights, resolve_model
 from tests.helpers import MODELS, save_tiny_model, tiny_model
 
 
@@ -103,6 +106,23 @@ def test_a_tokenizer_that_fails_in_use_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
     with pytest.raises(ValueError, match="its tokenizer cannot be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_config, load_weights])
+def test_a_gated_model_is_named_with_the_way_to_it(load, monkeypatch):
+    refuse_as_gated(monkeypatch)
+    with pytest.raises(ValueError, match="'org/gated': .*huggingface.co/org/gated.*hf auth login"):
+        load("org/gated")
+
+
+def refuse_as_gated(monkeypatch):
+    """What the hub answers to somebody without access."""
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+
+    def download(*args, **kwargs):
+        raise GatedRepoError("403 Client Error. Cannot access gated repo", response=answer)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
 
 
 def test_an_empty_folder(tmp_path):

@@ -28,6 +28,17 @@ def test_fewer_prompts_than_a_rollout_takes_are_refused_with_the_numbers(
         args.num_steps(needed - 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [({}, 8), ({"gradient_accumulation_steps": 2}, 16), ({"generation_batch_size": 24}, 24)],
+    ids=str,
+)
+def test_a_rollout_of_no_whole_groups_is_refused_with_what_makes_its_size(settings, size, tmp_path):
+    said = f"num_generations=5: .* it has {size} .*per_device_train_batch_size=8 x 1 processes"
+    with pytest.raises(ValueError, match=said):
+        train_config(tmp_path, num_generations=5, **settings)
+
+
 def test_the_trainer_refuses_them_too(tmp_path):
     args = train_config(tmp_path, generation_batch_size=4 * (len(TRAIN_PROMPTS) + 1), max_steps=2,
                         per_device_train_batch_size=4)  # fmt: skip
