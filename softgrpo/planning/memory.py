@@ -27,11 +27,12 @@ _ADAM_MOMENTS = 2
 # Attention under masks takes completions shorter than this (replay.layouts), and this many queries
 # at a time.
 _LONG, _BLOCK = 1024, 256
-# On a CPU what a pass frees is not all given back, nor does it all fit what comes next: glibc's
-# heap takes so many times the tensors, more where no gradients and moments fill what is left
-# (measured: 1.1 to 1.2, and 1.1 to 1.7; benchmarks/planner.py). Blocks from 32 MiB on are not in
-# it.
-_HEAP_WASTE, _HEAP_WASTE_LORA = 1.2, 1.4
+# On a CPU what a pass frees lies as holes between what it keeps, and later blocks of other sizes do
+# not all fit into them (glibc's heap; blocks from 32 MiB on are not in it). With all weights the
+# holes are a fifth of the tensors, as gradients and moments fill the rest. A linear layer with an
+# adapter makes three blocks beside the one that it keeps (the layer's own result, the adapter's,
+# and that scaled), and two of them stay open. Measured: mallinfo2 in benchmarks/planner.py's cases.
+_HOLES, _HOLES_OF_ADAPTED = 0.2, 2
 _LARGEST_IN_HEAP = 32 * MIB
 # Prompts are prefilled so many tokens at a time (rollout.prefill).
 _PREFILL_TOKENS = 8192
@@ -66,6 +67,7 @@ def memory(shape: Shape, job: Job, device_bytes: int | None = None) -> dict[Phas
     phases["update"] = held | {
         "gradients": early_gradient_bytes(shape, job),
         "activations": activation_bytes(shape, job, rows),
+        "holes": hole_bytes(shape, job, rows),
         "head": head_bytes(shape, job, rows, learns=not shape.adapters),
     }
     phases["optimizer step"] = steady | moments | {"gradients": gradient_bytes(shape, job)}
@@ -120,10 +122,18 @@ def activation_bytes(shape: Shape, job: Job, rows: int) -> int:
         kept += shape.casts_bytes // shape.layers
     else:
         kept += shape.casts_bytes
-    needed = kept + in_hand(shape, tokens)
-    is_in_heap = job.is_cpu and tokens * shape.widest * shape.bytes_of_products < _LARGEST_IN_HEAP
-    waste = _HEAP_WASTE_LORA if shape.adapters else _HEAP_WASTE
-    return int(needed * waste) if is_in_heap else needed
+    return kept + in_hand(shape, tokens)
+
+
+def hole_bytes(shape: Shape, job: Job, rows: int) -> int:
+    """What a CPU's heap holds free between the activations of a pass of so many sequences."""
+    tokens = job.tokens_of(rows)
+    if not job.is_cpu or tokens * shape.widest * shape.bytes_of_products >= _LARGEST_IN_HEAP:
+        return 0
+    if not shape.adapters:
+        return int(_HOLES * activation_bytes(shape, job, rows))
+    open_ones = _HOLES_OF_ADAPTED * tokens * shape.adapted * shape.bytes_of_adapters
+    return open_ones // shape.layers if job.is_checkpointed else open_ones
 
 
 def kept_bytes(shape: Shape, job: Job, rows: int) -> int:

@@ -30,6 +30,7 @@ class Shape:
     parameters: int  # all of the model, its adapters aside
     trained: int  # with a gradient: the adapters with LoRA, else all but a frozen embedding
     adapters: int  # LoRA's own
+    adapted: int  # features that the linear layers with adapters put out, of a token
     multiplied: int  # that every token is multiplied by: linear layers but the head, with adapters
     head: int  # the output head's weight
     packed: int  # that a CPU lays out for a rollout: linear layers, head and adapters too
@@ -118,6 +119,7 @@ def shape_of(
         parameters=_count(own.values()),
         trained=_count(trained.values()),
         adapters=_count(adapters.values()),
+        adapted=sum(m.out_features for layer in _layers(model) for m in _adapted(layer)),
         multiplied=packed - head.numel(),
         head=head.numel(),
         packed=packed,
@@ -166,6 +168,10 @@ def _layers(model: Any) -> nn.ModuleList:
 
 def _linears(module: nn.Module) -> Iterator[nn.Linear]:
     return (m for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def _adapted(module: nn.Module) -> Iterator[Any]:
+    return (m for m in module.modules() if getattr(m, "lora_A", None))
 
 
 def _count(parameters: Any) -> int:

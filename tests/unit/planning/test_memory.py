@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch.optim import AdamW
 
 from softgrpo.planning import memory as counted
@@ -14,6 +15,7 @@ from softgrpo.planning.job import Job
 from softgrpo.planning.memory import (
     activation_bytes,
     gradient_bytes,
+    hole_bytes,
     memory,
     peak,
     shard,
@@ -93,6 +95,24 @@ def test_each_remedy_takes_less():
     assert gradient_bytes(ADAPTED, JOB) < gradient_bytes(SHAPE, JOB)
     shared = replace(JOB, shares_prompts=False)
     assert activation_bytes(SHAPE, JOB, 8) < activation_bytes(SHAPE, shared, 8)
+
+
+def test_holes_are_a_cpus_heaps_between_blocks_that_it_holds():
+    tall = shape_of(CONFIGS["untied llama"], lora=LoraConfig(r=8, target_modules="all-linear"))
+    assert hole_bytes(tall, JOB, 8) == hole_bytes(ADAPTED, JOB, 8) > hole_bytes(SHAPE, JOB, 8) > 0
+    assert hole_bytes(ADAPTED, replace(JOB, checkpointing="all"), 8) < hole_bytes(ADAPTED, JOB, 8)
+    assert hole_bytes(ADAPTED, replace(JOB, is_cpu=False), 8) == 0
+    large = replace(JOB, shares_prompts=False, completion_tokens=2**20)
+    assert hole_bytes(ADAPTED, large, 8) == 0  # glibc maps blocks of 32 MiB and more by themselves
+
+
+def test_adapted_features_are_those_that_layers_with_adapters_put_out():
+    model, seen = real(CONFIGS["untied llama"], lora=LORA), []
+    for module in model.modules():
+        if module.__class__.__module__.startswith("peft") and hasattr(module, "base_layer"):
+            module.register_forward_hook(lambda m, given, out: seen.append(out.shape[-1]))
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    assert ADAPTED.adapted == sum(seen) > 0 == SHAPE.adapted
 
 
 def test_passes_stay_within_their_budget_unless_a_sequence_is_longer():
