@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, field, fields, make_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from transformers.hf_argparser import string_to_bool
 from trl import GRPOConfig
 
@@ -173,6 +174,12 @@ class SofTGRPOConfig(TrainingFields, _Thinking, GRPOConfig):  # type: ignore[mis
     def thinking(self) -> ThinkingConfig:
         """The rollout's ThinkingConfig."""
         return ThinkingConfig(**{f.name: getattr(self, f.name) for f in fields(ThinkingConfig)})
+
+    @property
+    def device(self) -> torch.device:
+        """As TRL's, but accelerate numbers a CPU by its process, and torch loads nothing to it."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Micro-batches of an update in each of so many processes.

@@ -19,7 +19,7 @@ folder = Path(sys.argv[1])
 for name, checkpoint in (("whole", None), ("resumed", folder / "whole" / "checkpoint-6")):
     args = train_config(
         folder / name, per_device_train_batch_size=4, ddp_timeout=30, max_steps=10,
-        save_strategy="steps", save_steps=6, optim="sgd", learning_rate=0.1,
+        save_strategy="steps", save_steps=6, learning_rate=1e-3,
     )
     trainer = make_trainer("tied", args)
     prompts, original = [], trainer.engine.generate
