@@ -219,6 +219,8 @@ def _rollout(
         "prepacked": shape.packed * shape.bytes_of_weights if job.is_prepacked else 0,
         "prompts": (waiting + prefilled) * shape.cache_bytes,
         "step": _STEP_LOGITS * 4 * rows * shape.vocabulary + work,
+        # oneDNN multiplies in float32 where a CPU has no bfloat16 (seen in mallinfo2).
+        "cast head": 4 * shape.head if job.is_cpu and shape.bytes_of_products < 4 else 0,
     }
 
 
