@@ -115,8 +115,10 @@ def folder(tiny, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     runs = [name for name in listed() if not name.startswith(("on/", "accelerate/"))]
     for name in runs:  # a file of a recipe's name comes before what ships
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(small_recipe(read_yaml(name), tiny))
+        text = small_recipe(read_yaml(name), tiny)
+        for path in (Path(name), Path("recipes", f"{name}.yaml")):  # as in a clone
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
     rows = [{"id": str(n), "question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     Path("benchmark_files").mkdir()

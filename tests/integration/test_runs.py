@@ -79,7 +79,9 @@ def test_a_path_a_mapping_and_the_command_line_are_one_run(recipe, tmp_path, cap
     assert capsys.readouterr().out == ""
     assert main(["train", path, "--output_dir", str(folders[2]), *options]) == 0
     printed = capsys.readouterr().out
-    assert said.splitlines()[0].startswith("evaluating before training, soft: 6 samples in")
+    memory, time, evaluated = said.splitlines()[:3]
+    assert memory.startswith("estimate: ") and time.startswith("estimate: ")
+    assert evaluated.startswith("evaluating before training, soft: 6 samples in")
     assert [line.partition(" ")[0] for line in said.splitlines()] == [
         line.partition(" ")[0] for line in printed.splitlines()
     ]
