@@ -173,15 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"--{error.name.replace('_', '-')} {error.value}: {error.why}"
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'a file'}: {error.strerror}"
-        if not any(_is_from_another(e) for e in (error, error.__cause__)):
-            print(f"softgrpo: {' '.join(message.split())}", file=sys.stderr)
         is_on_its_way = isinstance(error, RunFailed) or getattr(error, "errno", 0) in _DISK
+        # Of several processes one says what is wrong with what all have read (together.py).
+        if is_on_its_way or not getattr(error, "is_from_another_process", False):
+            print(f"softgrpo: {' '.join(message.split())}", file=sys.stderr)
         return 1 if is_on_its_way else 2
-
-
-def _is_from_another(error: BaseException | None) -> bool:
-    """Whether another process says it: what stops one stops all (together.py)."""
-    return getattr(error, "is_from_another_process", False)
 
 
 class _Output:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from softgrpo.rewards import RewardError
 from softgrpo.together import gathered, together
 dist.init_process_group("gloo")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 rank, told = dist.get_rank(), {}
 
 class Odd(Exception):  # it cannot be made from what pickle keeps of it
