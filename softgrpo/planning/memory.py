@@ -175,7 +175,7 @@ def head_bytes(shape: Shape, job: Job, rows: int, learns: bool) -> int:
 
 
 def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
-    """What is there all the time, vLLM's share too, which keeps it while the model is trained."""
+    """What is there all the time; on a CPU vLLM's share too, as it does not sleep there."""
     weights = _stored_bytes(shape, job)
     gathered = 0
     if job.is_sharded and job.processes > 1:
@@ -189,7 +189,7 @@ def _steady(shape: Shape, job: Job, device_bytes: int | None) -> Kinds:
         "reference": shard(weights, job) if job.reference == "model" else 0,
         "rollout copy": shape.parameters * job.rollout_copy_bytes,
         "trace": trace_bytes(job),
-        "vLLM": int(job.vllm_share * (device_bytes or 0)) if job.engine == "vllm" else 0,
+        "vLLM": vllm_bytes(job, device_bytes) if job.is_cpu else 0,
     }
 
 
@@ -200,12 +200,17 @@ def trace_bytes(job: Job) -> int:
     return job.sequences * (job.completion_tokens * of_a_step + job.length * of_a_token)
 
 
+def vllm_bytes(job: Job, device_bytes: int | None) -> int:
+    """vLLM's share of the device, where it runs in the process."""
+    return int(job.vllm_share * (device_bytes or 0)) if job.engine == "vllm" else 0
+
+
 def _rollout(
     shape: Shape, job: Job, sequences: int, held: Kinds, device_bytes: int | None
 ) -> Kinds:
     """What a rollout of so many sequences takes on top."""
     if job.engine != "transformers":
-        return {}
+        return {"vLLM": vllm_bytes(job, device_bytes)}  # asleep in the other phases, but on a CPU
     rows, columns = job.cache_shape(sequences)
     waiting = job.prompts_of(rows) * job.prompt_tokens
     prefilled = min(_PREFILL_TOKENS, waiting)

@@ -88,8 +88,10 @@ def vllm_share(shape: Shape, job: Job, device_bytes: int) -> float | None:
 
     vLLM's own weights and the keys and values of one sequence must fit in it.
     """
-    rest = memory(shape, replace(job, engine="vllm", vllm_share=0.0), device_bytes)
-    share = int(100 * (USABLE - peak(rest)[1] / device_bytes)) / 100
+    phases = memory(shape, replace(job, engine="vllm", vllm_share=0.0), device_bytes)
+    if not job.is_cpu:  # where it sleeps while the model is trained
+        phases = {name: phases[name] for name in ("rollout", "evaluation") if name in phases}
+    share = int(100 * (USABLE - peak(phases)[1] / device_bytes)) / 100
     needed = shape.parameters * shape.bytes_of_products + job.length * shape.cache_bytes
     return share if share * device_bytes > needed else None
 

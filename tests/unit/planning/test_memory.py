@@ -165,6 +165,9 @@ def test_what_makes_the_rollouts_decides_what_they_take():
     assert "cache" not in server
     inside = memory(SHAPE, replace(JOB, engine="vllm", vllm_share=0.25), 4000)
     assert {kinds["vLLM"] for kinds in inside.values()} == {1000}
+    on_gpu = replace(JOB, engine="vllm", vllm_share=0.25, is_cpu=False, evaluations=1)
+    awake = {phase for phase, kinds in memory(SHAPE, on_gpu, 4000).items() if "vLLM" in kinds}
+    assert awake == {"rollout", "evaluation"}  # it sleeps while the model learns
     assert "cache" not in inside["rollout"]
     packed = memory(SHAPE, replace(JOB, is_prepacked=True))["rollout"]
     assert packed["prepacked"] == SHAPE.packed * SHAPE.bytes_of_weights
