@@ -45,11 +45,11 @@ def fail_with_cause():
 
 def interrupted_while_waiting():
     if rank == 0:
-        time.sleep(1)
+        time.sleep(4)
         return
     # When this process has long been waiting for the other.
     if os.fork() == 0:
-        time.sleep(0.4)
+        time.sleep(2)
         os.kill(os.getppid(), signal.SIGINT)
         os._exit(0)
 
