@@ -18,7 +18,7 @@ from softgrpo.evaluation import tokenize_prompts
 from softgrpo.files import write_json
 from softgrpo.models import default_device, load_config, load_tokenizer, resolve_model
 from softgrpo.planning import calibrate, proposals, speed
-from softgrpo.planning.devices import GIB, Device
+from softgrpo.planning.devices import GIB, Device, gib
 from softgrpo.planning.job import Job, Prompts
 from softgrpo.planning.memory import Kinds, Phase, memory, peak
 from softgrpo.planning.shapes import Shape
@@ -181,11 +181,11 @@ def text(about: dict[str, Any], plan: dict[str, Any], job: Job, shape: Shape) ->
         f"{about['model']}: {_count(shape.parameters)} parameters, {trained} "
         f"({_count(shape.trained)}), {about['dtype']}{products}; on {where}",
         "",
-        f"fits    {'yes' if plan['fits'] else 'NO'}: at most {_gib(most)} of {_gib(usable)} GiB a "
+        f"fits    {'yes' if plan['fits'] else 'NO'}: at most {gib(most)} of {gib(usable)} GiB a "
         f"process, in the {plan['peak']['phase']} (estimate)",
         f"time    {_time(plan['seconds'])} in all: {job.updates:,} updates, {job.rollouts:,} "
         f"rollouts, {job.evaluations} evaluations (estimate: every completion at its limit)",
-        f"disk    {_gib(plan['disk_bytes'])} GiB of checkpoints and model at most",
+        f"disk    {gib(plan['disk_bytes'])} GiB of checkpoints and model at most",
         "",
         _table(plan),
     ]
@@ -193,7 +193,7 @@ def text(about: dict[str, Any], plan: dict[str, Any], job: Job, shape: Shape) ->
         lines.append("")
     for proposal in plan["would_fit"]:
         verdict = "fits" if proposal["fits"] else "does not fit"
-        lines.append(f"{verdict}, {_gib(proposal['peak'])} GiB, with  {proposal['fields']}")
+        lines.append(f"{verdict}, {gib(proposal['peak'])} GiB, with  {proposal['fields']}")
     useless = "rollout_batch_tokens" if job.engine == "vllm" else "vllm_gpu_memory_utilization"
     lines.append("")
     for name, largest in plan["budgets"].items():
@@ -216,8 +216,8 @@ def _table(plan: dict[str, Any]) -> str:
     phases: dict[Phase, Kinds] = plan["memory"]
     parts = [plan["parts"].get(phase) for phase in phases]
     kinds = dict.fromkeys(kind for held in phases.values() for kind in held)
-    rows = [[kind, *(_gib(held.get(kind, 0)) for held in phases.values())] for kind in kinds]
-    rows += [["in all", *(_gib(sum(held.values())) for held in phases.values())]]
+    rows = [[kind, *(gib(held.get(kind, 0)) for held in phases.values())] for kind in kinds]
+    rows += [["in all", *(gib(sum(held.values())) for held in phases.values())]]
     for name, key, shown in (
         ("tokens of one", "tokens", "{:,}".format),
         ("TFLOP of one", "flops", lambda flops: f"{flops / 1e12:,.1f}"),
@@ -225,10 +225,6 @@ def _table(plan: dict[str, Any]) -> str:
     ):
         rows.append([name, *(shown(part[key]) if part else "" for part in parts)])
     return format_table(["GiB", *phases], rows)
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f}"
 
 
 def _count(number: int) -> str:

@@ -25,12 +25,8 @@ _ROWS = 16  # of a decoding step
 def measure(device: torch.device) -> Device:
     """Measure a device; the best of several turns, so that a neighbour's work counts least."""
     single, half = (_product(device, dtype) for dtype in (torch.float32, torch.bfloat16))
-    if device.type == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
-        memory = torch.accelerator.get_memory_info(device)[1]
     rates = Device(
-        memory=memory,
+        memory=memory_of(device),
         half_flops=half,
         single_flops=single,
         bandwidth=_bandwidth(device),
@@ -40,6 +36,13 @@ def measure(device: torch.device) -> Device:
     )
     training, decoding = _training_share(device, rates), _decoding_share(device, rates)
     return replace(rates, training_share=training, decoding_share=decoding)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device's memory, of a CPU all of the machine's."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.accelerator.get_memory_info(device)[1]
 
 
 def _best(run: Callable[[], object], device: torch.device, turns: int = 5) -> float:

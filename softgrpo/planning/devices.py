@@ -41,3 +41,8 @@ DEVICES = {
     # bfloat16 no more without AMX. 10 GB/s a core. `softgrpo plan --calibrate` measures yours.
     "cpu": Device(16 * GIB, 0.16 * TERA, 0.16 * TERA, 0.010 * TERA, 0.5, 0.7, 1e-3),
 }
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes in GiB, as plans and runs show them."""
+    return f"{num_bytes / GIB:.2f}"

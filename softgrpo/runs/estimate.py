@@ -17,7 +17,8 @@ from softgrpo.checkpoints import most_kept
 from softgrpo.files import cache_folder, read_json
 from softgrpo.modeling.attention import narrow_layers
 from softgrpo.planning import speed
-from softgrpo.planning.devices import DEVICES, GIB, Device
+from softgrpo.planning.calibrate import memory_of
+from softgrpo.planning.devices import DEVICES, Device, gib
 from softgrpo.planning.job import Checkpointing, Job, Prompts, Reference
 from softgrpo.planning.memory import Kinds, Phase, memory, peak
 from softgrpo.planning.shapes import Shape, shape_of
@@ -55,11 +56,11 @@ class Estimate:
         """For a person, when the run starts."""
         phase, most = peak(self.memory)
         others = ", ".join(
-            f"{name} {_gib(sum(held.values()))}" for name, held in self.memory.items()
+            f"{name} {gib(sum(held.values()))}" for name, held in self.memory.items()
         )
         time = "" if self.seconds is None else f"{duration(self.seconds)} at most; "
         return (
-            f"estimate: {_gib(most)} of {_gib(self.device_bytes)} GiB at most, in the {phase} "
+            f"estimate: {gib(most)} of {gib(self.device_bytes)} GiB at most, in the {phase} "
             f"({others})\nestimate: {time}{self.numbers}"
         )
 
@@ -72,7 +73,7 @@ class Estimate:
         phase, most = peak(self.memory)
         is_cpu = self.device == "cpu"
         most -= 0 if is_cpu else self.memory[phase]["process"]
-        named = {f"estimated peak {'' if is_cpu else 'GPU '}memory": f"{_gib(most)} GiB, {phase}"}
+        named = {f"estimated peak {'' if is_cpu else 'GPU '}memory": f"{gib(most)} GiB, {phase}"}
         if self.seconds is not None:
             named["estimated time"] = duration(self.seconds)
         return named
@@ -239,7 +240,7 @@ def device_of(name: str) -> tuple[Device, str]:
         return DEVICES[name], "the maker's peaks, and guessed shares of them"
     if found := _measured("cpu"):
         return found
-    guess = replace(DEVICES["cpu"], memory=_machine_bytes())
+    guess = replace(DEVICES["cpu"], memory=memory_of(torch.device("cpu")))
     return guess, "guessed; measure them: softgrpo plan --calibrate"
 
 
@@ -268,14 +269,5 @@ def _measured(kind: str) -> tuple[Device, str] | None:
 
 def _device_bytes(device: torch.device) -> int:
     """Memory of a device; on a CPU the share of this process, one of a launch."""
-    if device.type != "cpu":
-        return torch.accelerator.get_memory_info(device)[1]
-    return _machine_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f}"
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return memory_of(device) // sharing

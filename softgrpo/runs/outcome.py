@@ -13,6 +13,7 @@ import torch
 
 from softgrpo.evaluation import Results, describe, paired, share
 from softgrpo.files import read_json, write_json
+from softgrpo.planning.devices import gib
 from softgrpo.reports import Style, cell, format_table, interval
 from softgrpo.runs.directory import RunDirectory
 from softgrpo.runs.display import Display, duration
@@ -171,8 +172,8 @@ def cost(started: tuple[float, float], tokens: int, estimated: Estimate | None) 
         "wall time": duration(clock),
         "CPU-seconds": round(cpu),
         "training tokens": tokens,
-        "peak memory": f"{peak / 2**30:.2f} GiB",
+        "peak memory": f"{gib(peak)} GiB",
     }
     if torch.cuda.is_available():
-        values["peak GPU memory"] = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
+        values["peak GPU memory"] = f"{gib(torch.cuda.max_memory_allocated())} GiB"
     return values | (estimated.cost if estimated else {})

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from softgrpo.evaluation import Sampling, tokenize_prompts
-from softgrpo.models import load_config, load_tokenizer, resolve_model
+from softgrpo.models import context_length, load_config, load_tokenizer, resolve_model
 from softgrpo.planning.job import Prompts
 from softgrpo.rewards import CheckedAsyncReward, CheckedReward, load_reward
 from softgrpo.runs.judging import make_judge
@@ -103,8 +103,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
         )
     Markers(think_end, tokenizer)
     model_config = load_config(place, args.trust_remote_code)
-    text_config = model_config.get_text_config()
-    args.thinking.check_vocabulary(text_config.vocab_size)
+    args.thinking.check_vocabulary(model_config.get_text_config().vocab_size)
 
     rows = to_dataset(train, style, config.chat)
     held_out = to_dataset(problems, style, config.chat) if problems else None
@@ -116,8 +115,7 @@ def make_plan(config: RunConfig, args: SofTGRPOConfig) -> Plan:
     rows, notes = rows.select(kept), [*notes, *left_out]
     num_steps = args.num_steps(len(train))
     eval_ids = tokenize(held_out["prompt"][:]) if held_out else []
-    context = getattr(text_config, "max_position_embeddings", None)
-    _check_context([*train, *problems], [*train_ids, *eval_ids], context, args)
+    _check_context([*train, *problems], [*train_ids, *eval_ids], context_length(model_config), args)
     try_rewards(rewards, rows[0], tokenizer, think_end)
     try_judge(judge, (problems or train)[0], config.chat, think_end)
     sampling = Sampling(

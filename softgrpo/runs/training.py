@@ -122,7 +122,7 @@ def start(
                 check_changes(directory, values, plan.num_steps, args.world_size)
             directory.require_space(_checkpoint_bytes(plan))
             if is_main:
-                check_servers(args, plan.model)
+                check_servers(args, plan.model_config)
         again = _call(recipe, changes, resume=True)
         this = _Start(plan, directory, display if is_main else Silent(), again, resume)
         trainer = _make_trainer(this, interrupt)

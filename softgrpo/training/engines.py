@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 
 from softgrpo.rollout import TransformersEngine
 from softgrpo.rollout.vllm_client import Client
@@ -70,14 +69,14 @@ def make_engine(trainer: Any, policy: Any) -> TransformersEngine | VLLMEngine | 
     )
 
 
-def check_servers(args: SofTGRPOConfig, model: str) -> None:
+def check_servers(args: SofTGRPOConfig, model_config: Any) -> None:
     """Refuse servers that could not be given the weights of a model, by its config alone.
 
     The engine does the same with the model itself; this is for who has not loaded it yet.
 
     Args:
         args: Whose servers; nothing to do for another engine.
-        model: A folder in Hugging Face format or a hub id.
+        model_config: transformers' config of the model.
 
     Raises:
         ValueError: As ``check_server``; more servers than processes.
@@ -89,8 +88,7 @@ def check_servers(args: SofTGRPOConfig, model: str) -> None:
                 f"vllm_server_base_url={urls}: more servers than processes, "
                 f"of which there are {args.world_size}: at most one for each"
             )
-        trusts = args.trust_remote_code
-        wanted = shapes_by(AutoConfig.from_pretrained(model, trust_remote_code=trusts), trusts)
+        wanted = shapes_by(model_config, args.trust_remote_code)
         for url in urls:
             check_server(Client(url), wanted)
 

@@ -156,4 +156,4 @@ def test_more_servers_than_processes_are_refused(tmp_path):
     urls = ["http://a:1", "http://b:2"]
     args = train_config(tmp_path, engine="vllm-server", vllm_server_base_url=urls)
     with pytest.raises(ValueError, match="more servers than processes, of which there are 1"):
-        check_servers(args, "MODEL")
+        check_servers(args, None)
