@@ -357,14 +357,33 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: 
 
 
 # Processes ----------------------------------------------------------------------------------------
-def run_processes(script: str, *arguments: str, processes: int = 1, timeout: float = 120) -> str:
-    """Run a script under torchrun's environment, one thread a process; its output, or a failure."""
+def generated_tokens(trainer: Any) -> list[list[list[int]]]:
+    """What a trainer's engine will have generated: of each rollout the sequences' tokens."""
+    tokens: list[list[list[int]]] = []
+    generate = trainer.engine.generate
+
+    def kept(*arguments: Any, **options: Any) -> Any:
+        rollouts = generate(*arguments, **options)
+        tokens.append([rollout.token_ids for rollout in rollouts])
+        return rollouts
+
+    trainer.engine.generate = kept
+    return tokens
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def run_processes(script: str, *arguments: str, processes: int = 1, timeout: float = 120) -> str:
+    """Run a script under torchrun's environment, one thread a process; its output, or a failure."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     running = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import threading
 import time
 import urllib.request
@@ -47,7 +46,27 @@ def packed(rollout: Rollout) -> str:
     return base64.b64encode(steps.tobytes()).decode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class JSONHandler(BaseHTTPRequestHandler):
+    """Answers in JSON, and keeps no log."""
+
+    def reply(self, value: Any, status: int = 200) -> None:
+        self.send(json.dumps(value).encode(), status)
+
+    def send(self, content: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def body(self) -> Any:
+        """The body of a request."""
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class _Handler(JSONHandler):
     model: Any
     engine: TransformersEngine
     name: str
@@ -57,12 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        self._answer({"data": [{"id": self.name}]})
+        self.reply({"data": [{"id": self.name}]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         with self.lock:
-            self._answer(getattr(self, "_" + self.path.strip("/").replace("/", "_"))(body))
+            self.reply(getattr(self, "_" + self.path.strip("/").replace("/", "_"))(body))
 
     def _v1_completions(self, body: dict[str, Any]) -> dict[str, Any]:
         self._count("completions")
@@ -95,16 +114,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.is_dead:
             raise ConnectionAbortedError("dead")
 
-    def _answer(self, value: dict[str, Any]) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 64
@@ -122,12 +131,6 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def wait_for(url: str) -> None:

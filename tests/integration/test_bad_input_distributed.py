@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.helpers import run_processes, save_tiny_model
+from tests.helpers import run_processes, save_tiny_model, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -55,17 +56,8 @@ WANTED = {
 def told(tmp_path_factory):
     """By process: exit code and messages of every case."""
     folder = tmp_path_factory.mktemp("bad")
-    rows = [{"question": f"{x} b", "answer": "0"} for x in "abcdefghijklmnopqrst"]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "model": save_tiny_model(folder / "tiny"), "task": str(folder / "data.jsonl"),
-        "chat": False, "rewards": ["format"], "num_train_problems": 8, "num_eval_problems": 3,
-        "output_dir": str(folder / "run"), "use_cpu": True, "bf16": False, "think_end": ["</t>"],
-        "max_completion_length": 8, "per_device_train_batch_size": 4, "num_generations": 4,
-        "max_steps": 4, "ddp_timeout": 30,
-    }  # fmt: skip
-    path = str(folder / "recipe.yaml")
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    model = save_tiny_model(folder / "tiny")
+    path = write_recipe(folder, Path(model), ddp_timeout=30)
     (folder / "used").mkdir()
     (folder / "used" / "letter.txt").write_text("mine")
     cases = {

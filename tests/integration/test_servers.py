@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers import (
     assert_same,
+    free_port,
+    generated_tokens,
     make_trainer,
     parameters,
     run_processes,
@@ -20,7 +22,7 @@ from tests.helpers import (
     train_config,
     write_recipe,
 )
-from tests.serving import free_port, served
+from tests.serving import served
 
 pytestmark = pytest.mark.alone
 
@@ -52,14 +54,7 @@ def train(folder, lora, num_processes, model=None, **settings):
     adapters = lora and LoraConfig(r=4, target_modules=lora, lora_dropout=0.0)
     model = tiny_model("tied") if model is None else AutoModelForCausalLM.from_pretrained(model)
     trainer = make_trainer(model, args, peft_config=adapters)
-    tokens, original = [], trainer.engine.generate
-
-    def generate(*args, **options):
-        rollouts = original(*args, **options)
-        tokens.append([rollout.token_ids for rollout in rollouts])
-        return rollouts
-
-    trainer.engine.generate = generate
+    tokens = generated_tokens(trainer)
     trainer.train()
     losses = torch.tensor([log["loss"] for log in trainer.state.log_history if "loss" in log])
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -15,6 +15,7 @@ from softgrpo.rollout import TransformersEngine
 from softgrpo.thinking import SoftTrace
 from tests.helpers import (
     assert_same,
+    generated_tokens,
     make_trainer,
     parameters,
     run_processes,
@@ -69,14 +70,7 @@ def train(
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     trainer = make_trainer(model, args, peft_config=adapters)
     assert trainer.accelerator.num_processes == num_processes
-    tokens, generate = [], trainer.engine.generate
-
-    def kept(*arguments, **options):
-        rollouts = generate(*arguments, **options)
-        tokens.append([rollout.token_ids for rollout in rollouts])
-        return rollouts
-
-    trainer.engine.generate = kept
+    tokens = generated_tokens(trainer)
     trainer.train(resume_from_checkpoint=resume and str(folder / resume))
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     if engine == "vllm":

@@ -27,6 +27,7 @@ from softgrpo.thinking import Objective
 from tests.helpers import (
     ROOT,
     assert_same,
+    free_port,
     run_processes,
     thinking,
     tiny_model,
@@ -73,9 +74,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model = make_model(folder, tied=True)
     (folder / "template.jinja").write_text(TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "1"}
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # a server's engine has its own process
     process = subprocess.Popen(

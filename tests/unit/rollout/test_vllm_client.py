@@ -2,7 +2,7 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from softgrpo.rollout.vllm_client import Client
 from softgrpo.rollout.vllm_plugin.packed import KEY, PackedRecord
 from softgrpo.rollout.vllm_plugin.wire import encode_steps
 from softgrpo.thinking import ThinkingConfig, draw_step
+from tests.serving import JSONHandler
 
 CONFIG = ThinkingConfig(top_k=3, top_p=1.0, tau=0.5, think_end=("#",))
 
 
-class _Server(BaseHTTPRequestHandler):
+class _Server(JSONHandler):
     """Answers /v1/models, and /v1/completions with the events or the answer it was given."""
 
     events: list = []
@@ -24,25 +25,16 @@ class _Server(BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self):
-        self._send(200, json.dumps({"data": [{"id": "m"}]}).encode())
+        self.reply({"data": [{"id": "m"}]})
 
     def do_POST(self):
-        type(self).asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).asked = self.body()
         if self.status != 200:
-            return self._send(self.status, b'{"error": {"message": "soft_tau: must be a number"}}')
+            return self.reply({"error": {"message": "soft_tau: must be a number"}}, self.status)
         if self.answer is not None:
-            return self._send(200, json.dumps(self.answer).encode())
+            return self.reply(self.answer)
         lines = [f"data: {json.dumps(event)}\n\n" for event in self.events]
-        self._send(200, "".join([*lines, "data: [DONE]\n\n"]).encode())
-
-    def _send(self, status, content):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+        self.send("".join([*lines, "data: [DONE]\n\n"]).encode())
 
 
 @pytest.fixture
@@ -171,7 +163,7 @@ def test_an_answer_of_something_else_is_refused(http, answer):
 )
 def test_a_list_of_models_of_something_else_is_refused(http, listed):
     handler, url = http
-    handler.do_GET = lambda self: self._send(200, listed)
+    handler.do_GET = lambda self: self.send(listed)
     with pytest.raises(ValueError, match="answer is not that of softgrpo serve: ."):
         Client(url)
 

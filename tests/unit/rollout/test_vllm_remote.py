@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 import torch
@@ -18,37 +17,28 @@ from softgrpo.rollout.vllm_client import Client, ServerError
 from softgrpo.rollout.vllm_remote import VLLMServerEngine, check_server
 from softgrpo.rollout.weights import shapes, shapes_by
 from tests.helpers import tiny_model, word_tokenizer
+from tests.serving import JSONHandler
 
 SHAPES = {"a.weight": [4, 2], "b.weight": [3]}
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JSONHandler):
     """Says what it serves, and keeps what it is given."""
 
     served: dict | None = None
     taken: list
 
     def do_GET(self):
-        self._answer({"data": [{"id": "m"}]})
+        self.reply({"data": [{"id": "m"}]})
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         if self.served is None or self.path == "/reset_prefix_cache":
-            return self._answer({"detail": "Not Found"}, 404 if self.served is None else 200)
+            return self.reply({"detail": "Not Found"}, 404 if self.served is None else 200)
         if body["method"] == "served":
-            return self._answer({"results": [self.served]})
+            return self.reply({"results": [self.served]})
         self.taken.append(load_file(body["args"][0]))
-        return self._answer({"results": [None]})
-
-    def _answer(self, value, status=200):
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+        return self.reply({"results": [None]})
 
 
 @pytest.fixture
